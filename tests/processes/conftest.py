@@ -1,0 +1,182 @@
+"""Starts installations as processes of their own, and watches their children."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 30
+
+
+class Installation:
+    """A supervisor process; `told` is what it printed when it was ready."""
+
+    def __init__(self, *arguments, **environ):
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("TRIO_GATEWAY_")}
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "tests.processes.driver", *map(str, arguments)],
+            cwd=ROOT,
+            env={**kept, "PYTHONPATH": str(ROOT), **environ},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self.out = Reader(self.popen.stdout)
+        self.err = Reader(self.popen.stderr)
+        self.told = {}
+        self.heard = []
+
+    def read_ready(self):
+        line = self.out.line()
+        if not line:
+            raise AssertionError(self.err.rest())
+        self.told = json.loads(line)
+        return self
+
+    def hear(self, event, what):
+        """Return when the supervisor logs the event about that child."""
+        while line := self.err.line():
+            self.heard.append(line)
+            if line.startswith('{"time"'):
+                found = json.loads(line)
+                if (found["event"], found["what"]) == (event, what):
+                    return found
+        raise AssertionError(self.heard)
+
+    def get(self, path="/"):
+        connection = self.connect()
+        connection.request("GET", path)
+        body = connection.getresponse().read().decode()
+        connection.close()
+        return body
+
+    def connect(self):
+        parts = urlsplit(self.told["base_url"])
+        return http.client.HTTPConnection(parts.hostname, parts.port, timeout=SECONDS)
+
+    @contextmanager
+    def stream(self):
+        """Give a live streaming answer, its first bytes read."""
+        connection = self.connect()
+        connection.request("GET", "/stream")
+        with closing(connection), connection.getresponse() as answer:
+            assert answer.read(6) == b"begun "
+            yield answer
+
+    def children(self):
+        """Return the process ids of all descendants, by what they run."""
+        found: dict[str, list[int]] = {}
+        todo = [self.popen.pid]
+        while todo:
+            pid = todo.pop()
+            for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+                todo.append(int(each))
+                words = Path(f"/proc/{each}/cmdline").read_bytes().decode().split("\0")
+                found.setdefault(_role(words), []).append(int(each))
+        return found
+
+    def stop(self, signum=signal.SIGTERM):
+        self.popen.send_signal(signum)
+        return self.finish()
+
+    def finish(self):
+        """Return the exit code, the rest of stdout and of stderr."""
+        out, err = self.out.rest(), self.err.rest()
+        return self.popen.wait(SECONDS), out, err
+
+    def pids(self):
+        """Return the process ids of all descendants."""
+        return [pid for each in self.children().values() for pid in each]
+
+
+def _role(words):
+    if "trio_gateway.worker" in words:
+        return "worker"
+    if "trio_gateway.simulator" in words:
+        return "simulator"
+    program = Path(words[0].split(" ")[0]).name
+    if program == "postgres" and "-D" in words:
+        return "postgres"
+    return "redis" if program == "redis-server" else "other"
+
+
+class Reader:
+    """Reads a pipe line by line, never waiting without a limit."""
+
+    def __init__(self, stream):
+        self.stream = stream
+        self.buffer = b""
+
+    def line(self):
+        while b"\n" not in self.buffer and self._more():
+            pass
+        line, newline, self.buffer = self.buffer.partition(b"\n")
+        return (line + newline).decode()
+
+    def rest(self):
+        while self._more():
+            pass
+        rest, self.buffer = self.buffer, b""
+        return rest.decode()
+
+    def _more(self):
+        ready, _, _ = select.select([self.stream], [], [], SECONDS)
+        assert ready, f"nothing more was said in time after {self.buffer!r}"
+        piece = os.read(self.stream.fileno(), 65536)
+        self.buffer += piece
+        return bool(piece)
+
+
+def wait_gone(pid, seconds=SECONDS):
+    """Return when the process has ended; it need not be ours."""
+    deadline = time.monotonic() + seconds
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        ready, _, _ = select.select([pidfd], [], [], deadline - time.monotonic())
+    finally:
+        os.close(pidfd)
+    assert ready, f"process {pid} did not end"
+
+
+@pytest.fixture
+def launch():
+    """Start installations; whatever is left of them is killed after the test."""
+    started = []
+
+    def start(*arguments, **environ):
+        installation = Installation(*arguments, **environ)
+        started.append(installation)
+        return installation
+
+    yield start
+    for installation in started:
+        if installation.popen.poll() is None:
+            installation.popen.kill()
+        installation.finish()
+        installation.out.stream.close()
+        installation.err.stream.close()
+
+
+@pytest.fixture
+def quickstart(launch, tmp_path):
+    """Start a quickstart with the simulated Ollama on one data directory, and await it."""
+
+    def start(*arguments, **environ):
+        words = ["quickstart", "--simulate", "--data-dir", tmp_path / "installation"]
+        return launch(*words, *arguments, **environ).read_ready()
+
+    return start

@@ -1,0 +1,68 @@
+"""Runs an installation with a tiny application, as the command line does with the real one."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+import asyncpg
+import trio
+
+from trio_gateway.installation import Hooks
+from trio_gateway.quickstart import QuickstartOptions, ServeOptions, run, serve_installation
+
+
+def upgrade(database_url):
+    async def go():
+        connection = await asyncpg.connect(database_url)
+        await connection.execute("create table if not exists tenants (name text primary key)")
+        await connection.close()
+
+    asyncio.run(go())
+
+
+def first_key(database_url):
+    async def go():
+        connection = await asyncpg.connect(database_url)
+        found = await connection.fetchval(
+            "insert into tenants values ('default') on conflict do nothing returning name"
+        )
+        await connection.close()
+        return ("default", "sk-tg-first" if found else None)
+
+    return asyncio.run(go())
+
+
+async def admin(seat, *, task_status):
+    async def answer(stream):
+        await stream.send_all(seat.token_sha256.encode())
+        await stream.aclose()
+
+    listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(s)) for s in seat.sockets]
+    await trio.serve_listeners(answer, listeners, task_status=task_status)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--bind", default="127.0.0.1:0")
+    parser.add_argument("--admin-bind", default="127.0.0.1:0")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--simulate", action="store_true")
+    parser.add_argument("--text", action="store_true")
+    given = vars(parser.parse_args())
+    command, as_json = given.pop("command"), not given.pop("text")
+    hooks = Hooks(
+        upgrade=upgrade, first_key=first_key, admin=admin, application="tests.processes.tiny_app"
+    )
+    if command == "serve":
+        given.pop("simulate")
+        return serve_installation(ServeOptions(**given, json=as_json), hooks)
+    return run(QuickstartOptions(**given, json=as_json), hooks)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

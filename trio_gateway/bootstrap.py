@@ -1,0 +1,65 @@
+"""The first tenant and its first key, so that a new installation can be used at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trio_gateway.clients.bridge import open_bridge
+from trio_gateway.clients.postgres import open_postgres
+from trio_gateway.core.keys import last4, new_key
+from trio_gateway.services.account_rows import find_tenant, insert, new_id, shown, write_event
+from trio_gateway.services.secrets import Secrets
+from trio_gateway.services.tenant_rows import read_installation_secret
+
+if TYPE_CHECKING:
+    from trio_gateway.clients.postgres import Connection
+    from trio_gateway.core.keys import NewKey
+
+NAME = "default"
+ACTOR = "bootstrap"
+LOCK = 0x7467_626F  # two first starts on one database make one key
+
+
+async def first_key(database_url: str) -> tuple[str, str | None]:
+    """Return the name of the first tenant, and the text of its key if it was made just now.
+
+    A tenant `default` with every model, and a key `default`, are made only where there is no
+    tenant at all. Raises StoreUnavailable, NotMigrated, and ValueError for an unusable URL.
+    """
+    async with open_bridge() as bridge, open_postgres(bridge, database_url, size=1) as postgres:
+        secret = await read_installation_secret(postgres)
+        oldest = await postgres.run(_oldest)
+        if oldest is not None:
+            return oldest, None
+        key = new_key(secret)
+        encoded = await Secrets().hash(key.secret)
+        return await postgres.transact(_first, key, encoded)
+
+
+async def _oldest(connection: Connection) -> str | None:
+    name: str | None = await connection.fetchval(
+        "SELECT name FROM gateway.tenants ORDER BY created_at, id LIMIT 1"
+    )
+    return name
+
+
+async def _first(connection: Connection, key: NewKey, encoded: str) -> tuple[str, str | None]:
+    await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
+    oldest = await _oldest(connection)
+    if oldest is not None:
+        return oldest, None
+    tenant_id, key_id = new_id("ten_"), new_id("key_")
+    await insert(connection, "tenants", {"id": tenant_id, "name": NAME, "all_models": True})
+    made = {
+        "id": key_id,
+        "tenant_id": tenant_id,
+        "name": NAME,
+        "public_id": key.public_id,
+        "hash": encoded,
+        "last4": last4(key.text),
+    }
+    await insert(connection, "api_keys", made)
+    tenant = await find_tenant(connection, tenant_id)
+    await write_event(connection, (ACTOR, "tenant.create", tenant_id), None, tenant)
+    await write_event(connection, (ACTOR, "key.create", key_id), None, shown(made))
+    return NAME, key.text

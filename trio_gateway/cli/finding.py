@@ -1,0 +1,40 @@
+"""What the doctor says about one thing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`state` is `fail` for what stops calls; `advice` is empty where nothing is to be done."""
+
+    check: str
+    state: Literal["ok", "warn", "fail"]
+    detail: str
+    advice: str = ""
+
+
+def ok(check: str, detail: str) -> Finding:
+    """Return a finding that asks for nothing."""
+    return Finding(check, "ok", detail)
+
+
+def warn(check: str, detail: str, advice: str) -> Finding:
+    """Return a finding that can wait."""
+    return Finding(check, "warn", detail, advice)
+
+
+def fail(check: str, detail: str, advice: str) -> Finding:
+    """Return a finding that cannot."""
+    return Finding(check, "fail", detail, advice)
+
+
+def clock(check: str, skew: float) -> Finding:
+    """Judge by how many seconds a store's clock is ahead of this machine's."""
+    detail = f"{abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} this machine"
+    if abs(skew) < 1:
+        return ok(check, "agrees with this machine's")
+    advice = "Run a time service (NTP) on every machine: keys expire by these clocks."
+    return fail(check, detail, advice) if abs(skew) >= 30 else warn(check, detail, advice)

@@ -1,0 +1,128 @@
+"""One command's time with the installation: stores opened, errors turned into sentences."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import parse_qs, urlsplit
+
+import structlog
+import trio
+
+from trio_gateway.cli.addresses import Addresses, find
+from trio_gateway.cli.door import Failure
+from trio_gateway.clients.bridge import Bridge, open_bridge
+from trio_gateway.clients.postgres import NotMigrated, Postgres, open_postgres
+from trio_gateway.clients.redis import Redis
+from trio_gateway.core.errors import StoreUnavailable
+from trio_gateway.services.account_rows import Refused
+from trio_gateway.services.accounts import Accounts
+from trio_gateway.services.keyring import Keyring
+from trio_gateway.services.policies import ModelBook
+from trio_gateway.services.reports import Reports
+from trio_gateway.services.tenant_rows import read_installation_secret
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+T = TypeVar("T")
+
+ACTOR = "cli"
+REDIS_LIMIT = 4.0  # seconds to reach Redis
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What a command works with."""
+
+    accounts: Accounts
+    keyring: Keyring
+    models: ModelBook
+    reports: Reports
+    postgres: Postgres
+    bridge: Bridge
+    addresses: Addresses
+
+
+def run(data_dir: Path | None, operation: Callable[[Desk], Awaitable[T]]) -> T:
+    """Open a desk, run the operation, close it; raises Failure with one sentence."""
+    addresses = find(data_dir)
+    url = addresses.required_database_url()
+    try:
+        return trio.run(_sit, addresses, url, operation)
+    except Exception as error:
+        first = first_of(error)
+        sentence = explained(first, url)
+        if sentence is None:
+            raise
+        raise Failure(sentence) from first
+
+
+async def _sit(addresses: Addresses, url: str, operation: Callable[[Desk], Awaitable[T]]) -> T:
+    async with _open(addresses, url) as desk:
+        return await operation(desk)
+
+
+@asynccontextmanager
+async def _open(addresses: Addresses, url: str) -> AsyncIterator[Desk]:
+    async with open_bridge() as bridge, open_postgres(bridge, url, size=2) as postgres:
+        secret = await read_installation_secret(postgres)
+        yield Desk(
+            accounts=Accounts(postgres, ACTOR),
+            keyring=Keyring(postgres, secret, ACTOR),
+            models=ModelBook(postgres, ACTOR),
+            reports=Reports(postgres),
+            postgres=postgres,
+            bridge=bridge,
+            addresses=addresses,
+        )
+
+
+@asynccontextmanager
+async def open_redis(bridge: Bridge, url: str) -> AsyncIterator[Redis]:
+    """Hold a connection to Redis; raises Failure where there is none, or the URL is none."""
+    # the client tells a log of its troubles, which a command tells its user
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    try:
+        redis = Redis(bridge, url, {})
+    except ValueError as error:
+        raise Failure(str(error)) from error
+    async with trio.open_nursery() as nursery:
+        with trio.move_on_after(REDIS_LIMIT):
+            await nursery.start(redis.run)
+        if not redis.connected:
+            nursery.cancel_scope.cancel()
+            raise Failure(f"Redis cannot be used at {place(url)}")
+        yield redis
+        nursery.cancel_scope.cancel()
+
+
+def explained(error: BaseException, url: str) -> str | None:
+    """Say in one sentence what went wrong; None for what was not foreseen."""
+    if isinstance(error, Refused):
+        # the name is an argument in one place and an option in another
+        option = None if error.param in {None, "name"} else str(error.param).replace("_", "-")
+        return f"--{option}: {error}" if option else str(error)
+    if isinstance(error, StoreUnavailable):
+        cause = str(error.__cause__ or "").splitlines()
+        return f"PostgreSQL cannot be used at {place(url)}" + (f": {cause[0]}" if cause else "")
+    # the clients' own word for an address that is none
+    unusable = isinstance(error, ValueError) and "_URL is not" in str(error)
+    return str(error) if unusable or isinstance(error, (NotMigrated, Failure)) else None
+
+
+def first_of(error: BaseException) -> BaseException:
+    """Return the first single error inside groups of groups."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def place(url: str) -> str:
+    """Name a store by its address without user, password and options."""
+    parts = urlsplit(url)
+    folder = parse_qs(parts.query).get("host", [""])[0]
+    return f"{parts.netloc.rpartition('@')[2] or folder or 'localhost'}{parts.path}"

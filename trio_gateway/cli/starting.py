@@ -1,0 +1,35 @@
+"""What `quickstart` and `serve` do once their options are read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from trio_gateway import datadir
+from trio_gateway.bootstrap import first_key
+from trio_gateway.installation import Hooks
+from trio_gateway.migrate import upgrade
+from trio_gateway.quickstart import QuickstartOptions, ServeOptions, run, serve_installation
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def _first_key(database_url: str) -> tuple[str, str | None]:
+    # in a thread beside the supervisor's own run
+    return trio.run(first_key, database_url)
+
+
+HOOKS = Hooks(upgrade=upgrade, first_key=_first_key)
+
+
+def quickstart(*, as_json: bool, data_dir: Path | None, **options: Any) -> int:
+    """Run until told to stop; return the exit code."""
+    folder = data_dir or datadir.default_path()
+    return run(QuickstartOptions(json=as_json, data_dir=folder, **options), HOOKS)
+
+
+def serve(*, as_json: bool, **options: Any) -> int:
+    """Run until told to stop; return the exit code."""
+    return serve_installation(ServeOptions(json=as_json, **options), HOOKS)

@@ -1,0 +1,190 @@
+"""PostgreSQL through asyncpg: a pool that reconnects by itself, and LISTEN.
+
+Write a store operation as one asyncio function over a connection and `run` it: the crossing
+is paid once for the operation, not once for each query.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import asyncpg
+
+from trio_gateway.core.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+
+    from trio_gateway.clients.bridge import Bridge
+
+    Connection = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+
+T = TypeVar("T")
+
+CONNECT_LIMIT = 5.0  # seconds to open, or to wait for, a connection
+COMMAND_LIMIT = 10.0  # seconds for one statement
+
+
+class Duplicate(Exception):
+    """A unique constraint refused the row; the argument is the constraint's name."""
+
+
+class Missing(Exception):
+    """A foreign key refused the row; the argument is the constraint's name."""
+
+
+class NotMigrated(Exception):
+    """A table or column is missing: the migrations have not run."""
+
+
+@contextmanager
+def mapped_errors() -> Iterator[None]:
+    """Rename asyncpg's errors: out of reach is StoreUnavailable, the rest is named above."""
+    try:
+        yield
+    except asyncpg.UniqueViolationError as error:
+        raise Duplicate(error.constraint_name or "") from error
+    except asyncpg.ForeignKeyViolationError as error:
+        raise Missing(error.constraint_name or "") from error
+    except (
+        asyncpg.UndefinedTableError,
+        asyncpg.UndefinedColumnError,
+        asyncpg.InvalidSchemaNameError,
+    ) as error:
+        raise NotMigrated("the database is not migrated; run `trio-gateway migrate`") from error
+    except (
+        asyncpg.PostgresConnectionError,
+        asyncpg.OperatorInterventionError,
+        asyncpg.InsufficientResourcesError,
+        asyncpg.InternalClientError,
+        asyncpg.InterfaceError,
+        asyncpg.ReadOnlySQLTransactionError,
+        asyncpg.InvalidAuthorizationSpecificationError,
+        asyncpg.InvalidCatalogNameError,
+        OSError,
+        TimeoutError,
+    ) as error:
+        raise StoreUnavailable from error
+
+
+class Postgres:
+    """A pool of connections. Errors raised: StoreUnavailable, Duplicate, Missing, NotMigrated."""
+
+    def __init__(self, bridge: Bridge, pool: asyncpg.Pool[asyncpg.Record]) -> None:
+        """Built by `open_postgres`."""
+        self._bridge = bridge
+        self._pool = pool
+
+    async def run(self, operation: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
+        """Run `operation(connection, *args)`, an asyncio function, on one connection."""
+
+        async def on_connection() -> T:
+            async with self._pool.acquire(timeout=CONNECT_LIMIT) as connection:
+                return await operation(connection, *args)
+
+        with mapped_errors():
+            return await self._bridge.run(on_connection)
+
+    async def transact(self, operation: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
+        """As `run`, inside one transaction."""
+
+        async def inside(connection: Connection) -> T:
+            async with connection.transaction():
+                return await operation(connection, *args)
+
+        return await self.run(inside)
+
+    async def fetch(self, query: str, *args: Any) -> Sequence[asyncpg.Record]:
+        """Return all rows of one query."""
+        with mapped_errors():
+            return await self._bridge.run(self._fetch, query, args)
+
+    async def fetch_one(self, query: str, *args: Any) -> asyncpg.Record | None:
+        """Return the first row, or None."""
+        rows = await self.fetch(query, *args)
+        return rows[0] if rows else None
+
+    async def _fetch(self, query: str, args: tuple[Any, ...]) -> Sequence[asyncpg.Record]:
+        async with self._pool.acquire(timeout=CONNECT_LIMIT) as connection:
+            return await connection.fetch(query, *args)
+
+
+@asynccontextmanager
+async def open_postgres(bridge: Bridge, dsn: str, size: int = 8) -> AsyncIterator[Postgres]:
+    """Hold a pool of up to `size` connections, opened when first needed.
+
+    An unusable DSN raises ValueError with one sentence; an unreachable server shows at first use.
+    """
+    try:
+        pool = await bridge.run(_create_pool, dsn, size)
+    except (ValueError, TypeError, asyncpg.ClientConfigurationError) as error:
+        raise ValueError("DATABASE_URL is not a PostgreSQL address") from error
+    try:
+        yield Postgres(bridge, pool)
+    finally:
+        # Nothing that matters is in flight here; a connection wedged by a dead server must
+        # not hold the exit.
+        pool.terminate()
+
+
+async def _create_pool(dsn: str, size: int) -> asyncpg.Pool[asyncpg.Record]:
+    return await asyncpg.create_pool(
+        dsn, min_size=0, max_size=size, timeout=CONNECT_LIMIT, command_timeout=COMMAND_LIMIT
+    )
+
+
+class Listener:
+    """One connection that listens; it must not pass through a transaction pooler."""
+
+    def __init__(self, bridge: Bridge, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        """Built by `open_listener`."""
+        self._bridge = bridge
+        self._connection = connection
+
+    async def beat(self, limit: float) -> None:
+        """Prove the connection alive within `limit` seconds, or raise StoreUnavailable."""
+        with mapped_errors():
+            await self._bridge.run(self._beat, limit)
+
+    async def _beat(self, limit: float) -> None:
+        await self._connection.fetchval("SELECT 1", timeout=limit)
+
+
+@asynccontextmanager
+async def open_listener(
+    bridge: Bridge,
+    dsn: str,
+    channel: str,
+    deliver: Callable[[str], None],
+    lost: Callable[[], None],
+) -> AsyncIterator[Listener]:
+    """LISTEN on `channel`; `deliver(payload)` and `lost()` are called inside the event loop."""
+
+    async def attach() -> asyncpg.Connection[asyncpg.Record]:
+        connection = await connect(dsn)
+        connection.add_termination_listener(lambda _: lost())
+        await connection.add_listener(channel, lambda *message: deliver(str(message[3])))
+        return connection
+
+    with mapped_errors():
+        connection = await bridge.run(attach)
+    try:
+        yield Listener(bridge, connection)
+    finally:
+        connection.terminate()
+
+
+async def connect(dsn: str) -> asyncpg.Connection[asyncpg.Record]:
+    """Open one connection; an asyncio function, for tools without a pool."""
+    return await asyncpg.connect(dsn, timeout=CONNECT_LIMIT)
+
+
+async def run_once(dsn: str, query: str, *args: Any) -> Sequence[asyncpg.Record]:
+    """Run one query on a connection of its own; an asyncio function, for tools without a pool."""
+    with mapped_errors():
+        connection = await connect(dsn)
+        try:
+            return await connection.fetch(query, *args)
+        finally:
+            await connection.close()

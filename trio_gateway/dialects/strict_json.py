@@ -1,0 +1,121 @@
+"""Request bodies, read so that no other JSON reader can read them differently.
+
+Ollama's reader folds case, takes the last of two equal keys and ignores what follows the
+first value. A body on which it and the gateway could disagree is refused here: the
+gateway only ever forwards what it understood itself.
+
+orjson gives the value and refuses bad UTF-8, lone surrogates, byte order marks, NaN,
+numbers past a double and trailing content. It keeps the last of two equal keys in
+silence, so a second pass of the standard library's scanner looks for those alone.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import Any, NoReturn
+
+import orjson
+
+from trio_gateway.core.errors import InvalidCall
+
+MAX_DEPTH = 64
+
+
+def parse_object(body: bytes, known: frozenset[str]) -> dict[str, Any]:
+    """Return the object that `body` holds; `known` are the names of its top-level fields.
+
+    Raises InvalidCall. Its `param` is a known name or None: never a word of the caller's.
+    """
+    if not body:
+        raise InvalidCall("The request body is empty.")
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise InvalidCall("The request body is not valid JSON.") from None
+    if type(value) is not dict:
+        raise InvalidCall("The request body must be a JSON object.")
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
+        _refuse_depth(value)
+    _refuse_repeats(body, known)
+    refuse_twins(value, known)
+    return value
+
+
+def refuse_twins(value: dict[str, Any], known: frozenset[str], at: str = "") -> None:
+    """Raise InvalidCall for a key that differs from a known one only in letter case.
+
+    Case is Unicode's, so that U+212A is a K and U+017F an s. `at` is the object's path.
+    """
+    if value.keys() <= known:
+        return
+    folded = _folded(known)
+    for key in value.keys() - known:
+        name = folded.get(key.casefold())
+        if name is not None:
+            param = f"{at}.{name}" if at else name
+            raise InvalidCall(f"'{param}' must be spelled in its exact letter case.", param=param)
+
+
+@lru_cache(maxsize=64)
+def _folded(known: frozenset[str]) -> dict[str, str]:
+    return {name.casefold(): name for name in known}
+
+
+def _refuse_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            item
+            for outer in level
+            for item in (outer.values() if type(outer) is dict else outer)
+            if type(item) is dict or type(item) is list
+        ]
+        if not level:
+            return
+    raise InvalidCall(f"The request body is nested deeper than {MAX_DEPTH} levels.")
+
+
+class _RepeatError(Exception):
+    """Raised inside the scanner at the first object with two equal keys."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) != len(pairs):
+        raise _RepeatError
+
+
+_SCANNER = json.JSONDecoder(object_pairs_hook=_unique, parse_int=len, parse_float=len)
+
+
+def _refuse_repeats(body: bytes, known: frozenset[str]) -> None:
+    text = body.decode()
+    try:
+        _SCANNER.decode(text)
+    except _RepeatError:
+        _raise_repeat(text, known)
+
+
+def _raise_repeat(text: str, known: frozenset[str]) -> NoReturn:
+    """Scan again, keeping every pair, to name the field in which a key stands twice."""
+    top = json.loads(text, object_pairs_hook=tuple, parse_int=len, parse_float=len)
+    seen: set[str] = set()
+    for key, value in top:
+        if key in known and (key in seen or _repeats(value)):
+            raise InvalidCall(f"'{key}' holds or is a duplicate key.", param=key)
+        seen.add(key)
+    raise InvalidCall("The request body holds a duplicate key.")
+
+
+def _repeats(value: Any) -> bool:
+    """Whether a tree of pairs (tuples are objects) holds an object with two equal keys."""
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if type(item) is tuple:
+            if len(dict(item)) != len(item):
+                return True
+            stack.extend(inner for _, inner in item)
+        elif type(item) is list:
+            stack.extend(item)
+    return False

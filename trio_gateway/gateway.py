@@ -1,0 +1,237 @@
+"""The roof: opens every resource in order, wires the services, and serves until told to stop.
+
+What one worker holds, outside in:
+
+    asyncio loop, PostgreSQL pool        clients/bridge, clients/postgres
+    Redis connection                     clients/redis
+    ledger writer                        outlives the calls, so that every account is settled
+    renewals, sweep, catalog, revocations, audit, hang-ups
+    calls                                each in its connection's own nursery
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from trio_gateway import migrate
+from trio_gateway.clients.bridge import open_bridge
+from trio_gateway.clients.hangups import Hangups
+from trio_gateway.clients.postgres import NotMigrated, open_postgres
+from trio_gateway.clients.redis import Redis
+from trio_gateway.clients.transport import LeanTransport
+from trio_gateway.clients.upstream import Timeouts, Upstream
+from trio_gateway.core.errors import StoreUnavailable
+from trio_gateway.pipeline.gate import Gate, Rules
+from trio_gateway.services.audit import AuditLog
+from trio_gateway.services.backends import Backends
+from trio_gateway.services.catalog import Catalog
+from trio_gateway.services.ledger.ledger import Ledger
+from trio_gateway.services.ledger.writer import LedgerWriter
+from trio_gateway.services.live import Live
+from trio_gateway.services.policies import Policies
+from trio_gateway.services.quota.hydrate import Hydrator
+from trio_gateway.services.quota.keys import scripts
+from trio_gateway.services.quota.quota import Quota
+from trio_gateway.services.quota.renewal import Renewals
+from trio_gateway.services.quota.sweep import Sweeper
+from trio_gateway.services.revocation import Revocations
+from trio_gateway.services.tenants import Tenants
+from trio_gateway.web.cors import Cors
+from trio_gateway.web.credentials import trusted_networks
+from trio_gateway.web.gateway import Gateway
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    import httpx
+
+    from trio_gateway.clients.postgres import Postgres
+    from trio_gateway.settings import Settings
+
+START_LIMIT = 15.0  # seconds for the stores to answer
+FLUSH_LIMIT = 3.0  # seconds for the last rows, at the end
+
+
+class CannotStart(Exception):
+    """A worker cannot serve; the text is one sentence for the operator."""
+
+
+@asynccontextmanager
+async def open_gateway(
+    settings: Settings, transport: httpx.AsyncBaseTransport | None = None
+) -> AsyncIterator[Gateway]:
+    """Hold everything a worker needs open; started means able to admit.
+
+    `transport` replaces the one to upstream. Raises CannotStart.
+    """
+    _require(settings)
+    try:
+        networks = trusted_networks(settings.trusted_proxies)
+    except ValueError:
+        raise CannotStart("TRIO_GATEWAY_TRUSTED_PROXIES: not addresses or networks") from None
+    with _start_failures_alone():
+        async with (
+            (transport or LeanTransport()) as to_upstream,
+            open_bridge() as bridge,
+            open_postgres(bridge, settings.database_url) as postgres,
+            trio.open_nursery() as nursery,
+        ):
+            tenants = Tenants(postgres, await _installation_secret(postgres))
+            redis = Redis(bridge, settings.redis_url, scripts())
+            await _within("Redis", nursery, redis.run)
+            live, audit, hangups = Live(), AuditLog(postgres), Hangups()
+            gate = await _open_gate(settings, postgres, redis, to_upstream, nursery)
+            listen_dsn = settings.database_listen_url or settings.database_url
+            revocations = Revocations(bridge, listen_dsn, tenants, live, gate.policies.refresh)
+            await nursery.start(hangups.run)
+            await nursery.start(audit.run)
+            await _within("PostgreSQL", nursery, revocations.run)
+            cors = Cors(settings.cors_origins)
+            try:
+                yield Gateway(
+                    settings,
+                    gate,
+                    tenants,
+                    live,
+                    audit,
+                    redis,
+                    revocations,
+                    hangups,
+                    cors,
+                    nursery,
+                    networks,
+                )
+            finally:
+                with trio.move_on_after(FLUSH_LIMIT, shield=True):
+                    await gate.writer.drained()
+                    await audit.flush()
+                nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def _start_failures_alone() -> Iterator[None]:
+    """Take CannotStart out of the groups that the nurseries around it made."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        found = group.subgroup(CannotStart)
+        while isinstance(found, BaseExceptionGroup):
+            found = found.exceptions[0]  # type: ignore[assignment]
+        if found is None:
+            raise
+        raise found from None
+
+
+async def _open_gate(
+    settings: Settings,
+    postgres: Postgres,
+    redis: Redis,
+    transport: httpx.AsyncBaseTransport,
+    nursery: trio.Nursery,
+) -> Gate:
+    """Wire what a call passes, and start its tasks; returns once holds can be trusted."""
+    hydrator = Hydrator(redis, postgres, settings.renewal)
+    quota = Quota(
+        redis,
+        hydrator,
+        lease=settings.hold_lease,
+        min_output=settings.min_output_tokens,
+        in_flight=settings.tenant_in_flight,
+    )
+    ledger = Ledger(postgres)
+    writer = LedgerWriter(ledger, quota.settle, lambda: len(quota.live) > writer.backlog)
+    renewals = Renewals(redis, quota, ledger, settings.renewal)
+    sweeper = Sweeper(
+        redis,
+        quota,
+        ledger,
+        interval=settings.sweep_interval,
+        lease=settings.hold_lease,
+        renewal=settings.renewal,
+    )
+    backends = Backends(
+        settings.backends, settings.backend_slots, settings.queue_limit, settings.queue_timeout
+    )
+    upstream = _upstream(settings, transport, backends)
+    catalog = Catalog(
+        redis,
+        partial(upstream.get_json, path="/api/tags"),
+        settings.backends,
+        interval=settings.discovery_interval,
+        ttl=settings.discovery_ttl,
+    )
+    for task in (writer.run, renewals.run, catalog.run, sweeper.run):
+        await nursery.start(task)
+    await _epoch_settled(hydrator)
+    return Gate(_rules(settings), Policies(postgres), catalog, quota, writer, backends, upstream)
+
+
+def _upstream(
+    settings: Settings, transport: httpx.AsyncBaseTransport, backends: Backends
+) -> Upstream:
+    timeouts = Timeouts(
+        connect=settings.connect_timeout,
+        first_byte=settings.first_byte_timeout,
+        idle=settings.idle_timeout,
+    )
+    return Upstream(transport, timeouts, report=backends.report)
+
+
+def _require(settings: Settings) -> None:
+    missing = [
+        name
+        for name, value in (
+            ("DATABASE_URL", settings.database_url),
+            ("REDIS_URL", settings.redis_url),
+        )
+        if not value
+    ]
+    if missing:
+        raise CannotStart(f"{' and '.join(missing)} must be set")
+
+
+def _rules(settings: Settings) -> Rules:
+    return Rules(
+        default_output=settings.default_max_output_tokens,
+        call_timeout=settings.call_timeout,
+        write_stall=settings.write_stall_timeout,
+        lease=settings.hold_lease,
+        keep_alive=settings.keep_alive,
+    )
+
+
+async def _installation_secret(postgres: Postgres) -> bytes:
+    try:
+        version = await postgres.fetch_one("SELECT version_num FROM gateway.alembic_version")
+        row = await postgres.fetch_one("SELECT key_secret FROM gateway.installation")
+    except NotMigrated:
+        raise CannotStart("the database is not migrated; run `trio-gateway migrate`") from None
+    except StoreUnavailable:
+        raise CannotStart("PostgreSQL at DATABASE_URL cannot be reached") from None
+    if version is None or row is None or version["version_num"] != migrate.head():
+        raise CannotStart("the database is not at this release; run `trio-gateway migrate`")
+    return bytes(row["key_secret"])
+
+
+async def _within(name: str, nursery: trio.Nursery, task: Any) -> None:
+    with trio.move_on_after(START_LIMIT):
+        await nursery.start(task)
+        return
+    raise CannotStart(f"{name} cannot be reached")
+
+
+async def _epoch_settled(hydrator: Hydrator) -> None:
+    """Wait until live holds of other workers are back, if Redis just began a new life."""
+    with trio.move_on_after(START_LIMIT):
+        while True:
+            try:
+                remaining = await hydrator.settled()
+            except StoreUnavailable:
+                remaining = 0.2
+            if not remaining:
+                return
+            await trio.sleep(remaining)

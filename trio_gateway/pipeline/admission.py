@@ -1,0 +1,206 @@
+"""Admission: hold what a call may cost; on the way out, settle what it did cost."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from trio_gateway.core.domain import LedgerRow, Outcome
+from trio_gateway.core.errors import (
+    ClientStalled,
+    GatewayError,
+    InvalidCall,
+    ModelNotFound,
+    ShuttingDown,
+    Unauthenticated,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from trio_gateway.core.tokens import Count, believe, charge, estimate
+from trio_gateway.services.quota.holds import FINAL
+from trio_gateway.services.quota.quota import Ask
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from trio_gateway.core.domain import Call, Chunk, Principal, Standing
+    from trio_gateway.pipeline.gate import Gate, Route
+    from trio_gateway.services.backends import Slot
+    from trio_gateway.services.live import Leash
+    from trio_gateway.services.quota.holds import Hold
+    from trio_gateway.services.slots import Priority
+
+# Upstream refused these before it did any work: they cost nothing.
+UNTOUCHED = (InvalidCall, ModelNotFound, UpstreamUnavailable)
+SETTLE_LIMIT = 5.0  # seconds; after it the writer goes on by itself, and the sweep stands behind
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """A call and whose it is: all that admission wants to know."""
+
+    request_id: str
+    principal: Principal
+    call: Call
+    priority: Priority = "live"
+    batch_id: str | None = None
+
+
+class Admission:
+    """The account of one admitted call while it runs."""
+
+    def __init__(self, errand: Errand, route: Route, hold: Hold, standing: Standing) -> None:
+        """Begin with nothing dispatched and the outcome `aborted`: a hang-up has no other word."""
+        self.errand = errand
+        self.route = route
+        self.hold = hold
+        self.standing = standing
+        self.count = Count(estimate=estimate(errand.call), ceiling=hold.ceiling)
+        self.outcome = Outcome.ABORTED
+        self.status_code = 499
+        self.backend = ""
+        self._began = trio.current_time()
+        self._first_byte: float | None = None
+
+    def dispatched(self, backend: str) -> None:
+        """Note that upstream is about to be opened: from here on the GPU may work."""
+        self.backend = backend
+        self.count.dispatched = True
+
+    def answered(self) -> None:
+        """Note the first bytes from upstream."""
+        self._first_byte = trio.current_time()
+        self.status_code = 200
+
+    def meter(self, chunk: Chunk) -> bool:
+        """Count one chunk; return whether the ceiling has been passed."""
+        self.count.meter(chunk)
+        self.hold.output = self.count.seen
+        return self.count.seen > self.hold.ceiling and not chunk.done
+
+    def finish(self, outcome: Outcome) -> None:
+        """Say how the call ended."""
+        self.outcome = outcome
+
+    def fail(self, error: Exception) -> None:
+        """Take the outcome from an error; an answer that has begun keeps its status."""
+        if self._first_byte is None and isinstance(error, UNTOUCHED):
+            self.count.dispatched = False
+        self.outcome = _outcome_of(error, dispatched=bool(self.backend))
+        if self._first_byte is None or not self.errand.call.stream:
+            self.status_code = error.status if isinstance(error, GatewayError) else 500
+
+    def row(self) -> LedgerRow:
+        """Write the call's ledger row as things stand."""
+        usage = believe(self.errand.call, self.count)
+        now = trio.current_time()
+        ttft = None if self._first_byte is None else (self._first_byte - self._began) * 1000
+        return LedgerRow(
+            request_id=self.hold.request_id,
+            tenant_id=self.hold.tenant_id,
+            key_id=self.hold.key_id,
+            endpoint=self.errand.call.endpoint,
+            model=self.errand.call.model,
+            status_code=self.status_code,
+            outcome=self.outcome,
+            basis=usage.basis,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            charged_tokens=charge(usage.tokens, self.route.policy.milli_weight),
+            held_tokens=self.hold.cost,
+            backend=self.backend or None,
+            started_us=self.hold.started_us,
+            ttft_ms=ttft,
+            duration_ms=(now - self._began) * 1000,
+            batch_id=self.errand.batch_id,
+        )
+
+
+@asynccontextmanager
+async def admit(
+    gate: Gate, leash: Leash, errand: Errand, route: Route
+) -> AsyncIterator[Admission]:
+    """Reserve, wait for a slot, and lend the admission; leaving releases and settles.
+
+    A slot that is free at once is taken first, so that the reserve can write the phase. Raises
+    RateLimited, BudgetExhausted, Overloaded or StoreUnavailable.
+    """
+    tenant = errand.principal.tenant
+    slot = gate.backends.try_take(tenant.id, tenant.weight_share, route.backends)
+    try:
+        hold, standing = await gate.quota.reserve(_ask(gate, errand, route, slot))
+    except BaseException:
+        if slot is not None:
+            slot.release()
+        raise
+    admission = Admission(errand, route, hold, standing)
+    try:
+        if slot is None:
+            slot = await gate.backends.take(
+                tenant.id, tenant.weight_share, route.backends, errand.priority
+            )
+            await gate.quota.mark_dispatched(hold)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        admission.dispatched(slot.backend)
+        yield admission
+    except Exception as error:
+        admission.fail(error)
+        raise
+    finally:
+        if slot is not None:
+            slot.release()
+        if admission.outcome is Outcome.ABORTED and not leash.client_left:
+            admission.finish(Outcome.DRAINED)  # cancelled from outside: the server is stopping
+        await _settle(gate, admission)
+
+
+def _ask(gate: Gate, errand: Errand, route: Route, slot: Slot | None) -> Ask:
+    call, principal = errand.call, errand.principal
+    prompt = estimate(call)
+    output = 0
+    if call.generates:
+        output = gate.rules.default_output if call.ask is None else call.ask
+        for limits in (principal.tenant.limits, principal.key.limits):
+            if limits.max_output_tokens is not None:
+                output = min(output, limits.max_output_tokens)
+    return Ask(
+        request_id=errand.request_id,
+        principal=principal,
+        estimate=prompt,
+        output=output,
+        milli_weight=route.policy.milli_weight,
+        dispatched=slot is not None,
+        opaque={
+            "endpoint": call.endpoint,
+            "model": call.model,
+            "estimate": prompt,
+            "milli": route.policy.milli_weight,
+            "batch_id": errand.batch_id,
+        },
+    )
+
+
+async def _settle(gate: Gate, admission: Admission) -> None:
+    hold = admission.hold
+    row = admission.row()
+    # Should PostgreSQL or this worker be gone before the row is stored, a renewal carries it
+    # into the hold, and a sweeper writes it exactly.
+    hold.phase, hold.final = FINAL, row
+    done = gate.writer.submit(row)
+    with trio.move_on_after(SETTLE_LIMIT, shield=True):
+        await done.wait()
+
+
+def _outcome_of(error: Exception, *, dispatched: bool) -> Outcome:
+    if isinstance(error, Unauthenticated):
+        return Outcome.REVOKED
+    if isinstance(error, ShuttingDown):
+        return Outcome.DRAINED
+    if isinstance(error, ClientStalled):
+        return Outcome.ABORTED
+    if not dispatched:
+        return Outcome.REFUSED
+    return Outcome.TIMEOUT if isinstance(error, UpstreamTimeout) else Outcome.UPSTREAM_ERROR

@@ -1,0 +1,189 @@
+"""The two ways to start: `quickstart` with everything of its own, `serve` for production."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from trio_gateway import datadir, listening, ollama_probe, settings
+from trio_gateway.embedded import stores
+from trio_gateway.embedded.store import Store, StoreFailed
+from trio_gateway.installation import TOKEN_FILE, Hooks, Installation
+from trio_gateway.keeping import KeptCompanion, StartFailed
+from trio_gateway.supervisor import run_supervised
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+Refused = (
+    datadir.DataDirError,
+    listening.BindFailed,
+    ollama_probe.OllamaAbsent,
+    StoreFailed,
+    StartFailed,
+    settings.BadSettings,
+)
+
+
+class AdminRefused(listening.BindFailed):
+    """Raised when the admin listener would be open to other machines without leave."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartOptions:
+    """The command line of `quickstart`."""
+
+    bind: str = "127.0.0.1:8080"
+    admin_bind: str = "127.0.0.1:8081"
+    ollama_url: str | None = None
+    simulate: bool = False
+    data_dir: Path = field(default_factory=datadir.default_path)
+    workers: int = 1
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """The command line of `serve`; without a data directory the stores come from the settings."""
+
+    bind: str = "127.0.0.1:8080"
+    admin_bind: str = "127.0.0.1:8081"
+    data_dir: Path | None = None
+    workers: int = 1
+    json: bool = False
+
+
+def run(options: QuickstartOptions, hooks: Hooks) -> int:
+    """Run `quickstart` until it is told to stop; return the exit code."""
+    return _explained(partial(_quickstart, options, hooks))
+
+
+def serve_installation(options: ServeOptions, hooks: Hooks) -> int:
+    """Run `serve` until it is told to stop; return the exit code."""
+    return _explained(partial(_serve, options, hooks))
+
+
+def _quickstart(options: QuickstartOptions, hooks: Hooks) -> None:
+    given = settings.load()
+    if options.ollama_url:
+        given = settings.load(ollama_base_url=options.ollama_url)
+    if not options.simulate:
+        ollama_probe.require(given.backends)
+    folder = datadir.DataDir(options.data_dir)
+    with ExitStack() as stack:
+        if folder.path.exists():
+            # of two reasons to refuse, "in use" says more than "the port is taken"
+            stack.enter_context(folder)
+        public, admin = _listen(stack, options, hooks, given)
+        if not folder.is_open:
+            stack.enter_context(folder)
+        companions = []
+        if options.simulate:
+            simulator, url = _simulator(stack)
+            companions.append(simulator)
+            given = given.model_copy(update={"ollama_base_url": url})
+        both = stores.of(folder)
+        own: list[Store] = [] if given.redis_url else [both.redis]
+        own += [] if given.database_url else [both.postgres]
+        given = given.model_copy(
+            update={
+                "database_url": given.database_url or both.database_url,
+                "redis_url": given.redis_url or both.redis_url,
+                "blob_url": given.blob_url or _blobs(folder),
+            }
+        )
+        installation = Installation(given, hooks, public, admin, as_json=options.json)
+        installation.folder = folder
+        plan = installation.plan(options.workers)
+        plan = replace(plan, stores=own, companions=companions, prepare=installation.prepare)
+        trio.run(run_supervised, plan)
+
+
+def _serve(options: ServeOptions, hooks: Hooks) -> None:
+    given = settings.load()
+    folder = None
+    if options.data_dir is not None:
+        folder = datadir.DataDir(options.data_dir)
+    if not (given.database_url and given.redis_url):
+        database_url, redis_url = datadir.locate(options.data_dir or datadir.default_path())
+        given = given.model_copy(
+            update={
+                "database_url": given.database_url or database_url,
+                "redis_url": given.redis_url or redis_url,
+            }
+        )
+    with ExitStack() as stack:
+        public, admin = _listen(stack, options, hooks, given)
+        installation = Installation(given, hooks, public, admin, as_json=options.json)
+        if folder is not None:
+            installation.token_sha256 = installation.token_sha256 or folder.read(TOKEN_FILE)
+        trio.run(run_supervised, installation.plan(options.workers))
+
+
+def _listen(
+    stack: ExitStack,
+    options: QuickstartOptions | ServeOptions,
+    hooks: Hooks,
+    given: settings.Settings,
+) -> tuple[list[socket.socket], list[socket.socket]]:
+    if not given.admin_allow_remote and not listening.is_loopback(options.admin_bind):
+        raise AdminRefused(
+            f"the admin listener would be open to other machines on {options.admin_bind}: "
+            "set TRIO_GATEWAY_ADMIN_ALLOW_REMOTE=true if that is meant"
+        )
+    public = listening.listen(options.bind)
+    stack.callback(listening.close, public)
+    admin = listening.listen(options.admin_bind) if hooks.admin is not None else []
+    stack.callback(listening.close, admin)
+    return public, admin
+
+
+def _simulator(stack: ExitStack) -> tuple[KeptCompanion, str]:
+    sockets = listening.listen("127.0.0.1:0")
+    stack.callback(listening.close, sockets)
+    url = listening.url(sockets)
+    descriptor = sockets[0].fileno()
+    command = [sys.executable, "-P", "-m", "trio_gateway.simulator", "--bind"]
+    return KeptCompanion(
+        "simulated Ollama",
+        [*command, f"fd://{descriptor}"],
+        [descriptor],
+        partial(ollama_probe.answers, url),
+    ), url
+
+
+def _blobs(folder: datadir.DataDir) -> str:
+    path = folder.path / "blobs"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path.as_uri()
+
+
+def _explained(work: Callable[[], None]) -> int:
+    """Turn what can go wrong for an operator into one line on stderr and exit code 1."""
+    try:
+        work()
+    except Exception as error:
+        leaves = list(_leaves(error))
+        if not all(isinstance(leaf, Refused) for leaf in leaves):
+            raise
+        first = leaves[0]
+        lines = first.problems if isinstance(first, settings.BadSettings) else [str(first)]
+        for line in lines:
+            sys.stderr.write(f"trio-gateway: {line}\n")
+        return 1
+    return 0
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

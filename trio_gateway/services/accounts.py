@@ -1,0 +1,127 @@
+"""The operator's book of tenants; each change and its record are one transaction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from trio_gateway.clients.postgres import Duplicate, Missing
+from trio_gateway.services.account_rows import (
+    TENANT_NAME,
+    Refused,
+    Row,
+    check_values,
+    find_tenant,
+    insert,
+    new_id,
+    spent,
+    storable,
+    update,
+    write_event,
+)
+from trio_gateway.services.tenant_rows import LIMITS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from trio_gateway.clients.postgres import Connection, Postgres
+
+COLUMNS = ("all_models", "models", "allow_cloud", "weight_share", *LIMITS)
+_LIST = """
+SELECT t.*, (SELECT count(*) FROM gateway.api_keys k WHERE k.tenant_id = t.id) AS keys
+FROM gateway.tenants t WHERE strpos(lower(t.name), lower($1)) > 0 OR $1 = ''
+ORDER BY t.name LIMIT $2
+"""
+
+
+class Accounts:
+    """Tenants by name or id. Errors raised: Refused, NotFound, StoreUnavailable, NotMigrated.
+
+    Answers are rows as dicts with the columns of `gateway.tenants`.
+    """
+
+    def __init__(self, postgres: Postgres, actor: str) -> None:
+        """`actor` is who the record names."""
+        self._postgres = postgres
+        self._actor = actor
+
+    async def create(self, name: str, values: Mapping[str, Any]) -> Row:
+        """Add a tenant; `values` holds some of COLUMNS, models in canonical spelling."""
+        if not TENANT_NAME.fullmatch(name):
+            raise Refused(
+                "a tenant's name must be 1 to 63 letters, digits, dots, underscores or hyphens,"
+                " beginning with a letter or a digit",
+                "name",
+            )
+        check_values(values, COLUMNS)
+        try:
+            return await self._postgres.transact(self._create, name, values)
+        except Duplicate as error:
+            raise Refused(f"there is a tenant named {name} already", "name") from error
+
+    async def listing(self, match: str = "", limit: int = 1000) -> list[Row]:
+        """Return tenants by name, those alone whose name contains `match`."""
+        return [dict(row) for row in await self._postgres.fetch(_LIST, storable(match), limit)]
+
+    async def show(self, name: str) -> Row:
+        """Return one tenant, with `spent` of its present budget period."""
+        return await self._postgres.run(self._show, name)
+
+    async def update(self, name: str, values: Mapping[str, Any]) -> Row:
+        """Change some of COLUMNS; what its keys may do narrows at once, at run time."""
+        check_values(values, COLUMNS)
+        return await self._postgres.transact(self._update, name, "tenant.update", values)
+
+    async def disable(self, name: str) -> Row:
+        """Refuse the tenant's keys from now on, and cut its calls in flight."""
+        return await self._postgres.transact(self._switch, name, "tenant.disable")
+
+    async def enable(self, name: str) -> Row:
+        """Undo `disable`."""
+        return await self._postgres.transact(self._switch, name, "tenant.enable")
+
+    async def delete(self, name: str) -> Row:
+        """Remove a tenant with its keys, and cut its calls; ledger and spend stay."""
+        try:
+            return await self._postgres.transact(self._delete, name)
+        except Missing as error:
+            raise Refused("the tenant still owns files or batches; disable it instead") from error
+
+    async def _create(self, connection: Connection, name: str, values: Mapping[str, Any]) -> Row:
+        tenant_id = new_id("ten_")
+        await insert(connection, "tenants", {"id": tenant_id, "name": name, **values})
+        row = await find_tenant(connection, tenant_id)
+        await write_event(connection, (self._actor, "tenant.create", tenant_id), None, row)
+        return row
+
+    async def _show(self, connection: Connection, name: str) -> Row:
+        row = await find_tenant(connection, name)
+        return {**row, "spent": await spent(connection, f"t:{row['id']}", row["budget_period"])}
+
+    async def _update(
+        self, connection: Connection, name: str, action: str, values: Mapping[str, Any]
+    ) -> Row:
+        before = await find_tenant(connection, name, lock=True)
+        await update(connection, "tenants", before["id"], values)
+        after = await find_tenant(connection, before["id"])
+        await write_event(connection, (self._actor, action, before["id"]), before, after)
+        return after
+
+    async def _switch(self, connection: Connection, name: str, action: str) -> Row:
+        off = action == "tenant.disable"
+        row = await find_tenant(connection, name, lock=True)
+        if (row["disabled_at"] is not None) is off:
+            return row
+        at = await connection.fetchval("SELECT now()") if off else None
+        return await self._update(connection, row["id"], action, {"disabled_at": at})
+
+    async def _delete(self, connection: Connection, name: str) -> Row:
+        row = await find_tenant(connection, name, lock=True)
+        await connection.execute(
+            "DELETE FROM gateway.revocations r USING gateway.api_keys k"
+            " WHERE r.key_id = k.id AND k.tenant_id = $1",
+            row["id"],
+        )
+        await connection.execute("DELETE FROM gateway.api_keys WHERE tenant_id = $1", row["id"])
+        await connection.execute("DELETE FROM gateway.tenants WHERE id = $1", row["id"])
+        await write_event(connection, (self._actor, "tenant.delete", row["id"]), row, None)
+        return row

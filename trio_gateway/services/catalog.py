@@ -1,0 +1,142 @@
+"""Which models exist upstream right now: discovered in the background, kept in Redis with a TTL.
+
+One worker at a time asks each backend; every worker follows Redis. Nothing known means no
+model at all, for everybody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import structlog
+import trio
+
+from trio_gateway.core.domain import CatalogModel
+from trio_gateway.core.errors import GatewayError, StoreUnavailable
+from trio_gateway.core.models import InvalidModelName, canonical
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from trio_gateway.clients.redis import Redis
+
+log = structlog.get_logger()
+
+FOLLOW = 1.0  # seconds between two looks at Redis
+FIRST_LIMIT = 5.0  # seconds that the start waits for the first look
+MOST_MODELS = 10_000
+
+
+class Catalog:
+    """The models of every backend, as of the last look."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        fetch: Callable[[str], Awaitable[dict[str, Any]]],
+        backends: Sequence[str],
+        *,
+        interval: float,
+        ttl: float,
+    ) -> None:
+        """`fetch(backend)` returns the object of GET /api/tags; times in seconds."""
+        self._redis = redis
+        self._fetch = fetch
+        self._keys = {backend: _key(backend) for backend in backends}
+        self._interval = interval
+        self._ttl = ttl
+        self._seen: dict[str, tuple[bytes, float, dict[str, CatalogModel]]] = {}
+
+    def find(self, name: str) -> tuple[CatalogModel, list[str]] | None:
+        """Return the model of this canonical name and the backends that have it, or None."""
+        now = trio.current_time()
+        having = [
+            (backend, models[name])
+            for backend, (_, until, models) in self._seen.items()
+            if until > now and name in models
+        ]
+        if not having:
+            return None
+        return having[0][1], [backend for backend, _ in having]
+
+    def models(self) -> list[CatalogModel]:
+        """Return every model known, newest first as Ollama lists them, each name once."""
+        now = trio.current_time()
+        merged: dict[str, CatalogModel] = {}
+        for _, until, models in self._seen.values():
+            if until > now:
+                merged = models | merged
+        return list(merged.values())
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Discover and follow for ever; started after the first look."""
+        with trio.move_on_after(FIRST_LIMIT):
+            await self._look()
+        task_status.started()
+        while True:
+            await trio.sleep(min(FOLLOW, self._interval))
+            await self._look()
+
+    async def _look(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for backend in self._keys:
+                nursery.start_soon(self._look_at, backend)
+
+    async def _look_at(self, backend: str) -> None:
+        try:
+            await self._discover(backend)
+            await self._follow(backend)
+        except StoreUnavailable:
+            log.debug("catalog_waits_for_redis")
+
+    async def _discover(self, backend: str) -> None:
+        turn = self._keys[backend] + ":turn"
+        ms = max(1, int(self._interval * 1000))
+        if await self._redis.command("SET", turn, self._redis.run_id, "NX", "PX", ms) is None:
+            return
+        try:
+            models = parse_tags(await self._fetch(backend))
+        except GatewayError as error:
+            log.warning("discovery_failed", backend=backend, error=error.code)
+            return
+        text = orjson.dumps([model.raw for model in models])
+        await self._redis.command("SET", self._keys[backend], text, "PX", int(self._ttl * 1000))
+
+    async def _follow(self, backend: str) -> None:
+        key = self._keys[backend]
+        text, left = self._redis.send("GET", key), self._redis.send("PTTL", key)
+        raw, ms = await self._redis.answer(text), await self._redis.answer(left)
+        if raw is None or ms <= 0:
+            self._seen.pop(backend, None)
+            return
+        known = self._seen.get(backend)
+        if known is not None and known[0] == raw:
+            models = known[2]
+        else:
+            models = {model.name: model for model in parse_tags({"models": orjson.loads(raw)})}
+        self._seen[backend] = (raw, trio.current_time() + ms / 1000, models)
+
+
+def parse_tags(answer: dict[str, Any]) -> list[CatalogModel]:
+    """Read the answer of /api/tags; entries without a usable name are left out."""
+    entries = answer.get("models")
+    if not isinstance(entries, list):
+        return []
+    models = []
+    for entry in entries[:MOST_MODELS]:
+        if not isinstance(entry, dict):
+            continue
+        name = entry.get("model") or entry.get("name")
+        try:
+            found = canonical(name if isinstance(name, str) else "")
+        except InvalidModelName:
+            continue
+        remote = bool(entry.get("remote_host") or entry.get("remote_model")) or found.cloud
+        models.append(CatalogModel(found.full, str(entry.get("digest") or ""), remote, entry))
+    return models
+
+
+def _key(backend: str) -> str:
+    return "tg:catalog:" + hashlib.sha256(backend.encode()).hexdigest()[:16]

@@ -1,0 +1,92 @@
+"""The group commit: calls that end together share one transaction and one round of settles."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from trio_gateway.core.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from trio_gateway.core.domain import LedgerRow
+    from trio_gateway.services.ledger.ledger import Ledger
+
+log = structlog.get_logger()
+
+GROUP = 200  # rows in one transaction
+LINGER = 0.008  # seconds to wait for company while other calls are under way
+RETRY = 0.5  # seconds between attempts while PostgreSQL is away
+
+
+class LedgerWriter:
+    """Takes rows, stores them, then settles their holds; nothing taken is ever dropped.
+
+    The queue is bounded by the calls in flight: each has one row, and each holds a hold.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        settle: Callable[[Sequence[LedgerRow]], Awaitable[None]],
+        busy: Callable[[], bool],
+    ) -> None:
+        """`settle` gets the stored rows; `busy` says whether other calls are under way."""
+        self._ledger = ledger
+        self._settle = settle
+        self._busy = busy
+        self._waiting: deque[tuple[LedgerRow, trio.Event]] = deque()
+        self._wake = trio.Event()
+        self._idle = trio.Event()
+        self._idle.set()
+
+    def submit(self, row: LedgerRow) -> trio.Event:
+        """Take a row; the event is set once it is stored and settled."""
+        done = trio.Event()
+        self._waiting.append((row, done))
+        self._idle = trio.Event() if self._idle.is_set() else self._idle
+        self._wake.set()
+        return done
+
+    @property
+    def backlog(self) -> int:
+        """How many rows wait."""
+        return len(self._waiting)
+
+    async def drained(self) -> None:
+        """Wait until every row taken so far is stored and settled."""
+        await self._idle.wait()
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Store and settle for ever."""
+        task_status.started()
+        while True:
+            if not self._waiting:
+                self._idle.set()
+                self._wake = trio.Event()
+                await self._wake.wait()
+            if len(self._waiting) < GROUP and self._busy():
+                await trio.sleep(LINGER)
+            group = [self._waiting.popleft() for _ in range(min(GROUP, len(self._waiting)))]
+            stored = await self._store([row for row, _ in group])
+            await self._settle(stored)
+            for _, done in group:
+                done.set()
+
+    async def _store(self, rows: list[LedgerRow]) -> list[LedgerRow]:
+        while True:
+            try:
+                return await self._ledger.write(rows)
+            except StoreUnavailable:
+                log.warning("ledger_waits", rows=len(rows))
+                await trio.sleep(RETRY)
+            except Exception:
+                if len(rows) == 1:
+                    # A row PostgreSQL will never take: settle by it, or its hold stays for ever.
+                    log.exception("ledger_row_refused", request_id=rows[0].request_id)
+                    return rows
+                return [stored for row in rows for stored in await self._store([row])]

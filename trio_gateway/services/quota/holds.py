@@ -1,0 +1,87 @@
+"""Holds: what a call may still cost, as it stands in Redis and in the worker that owns it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from trio_gateway.core.domain import Basis, LedgerRow, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+QUEUED, DISPATCHED, FINAL = "queued", "dispatched", "final"
+
+
+@dataclass(slots=True)
+class Hold:
+    """An admitted call's hold, as its worker keeps it. `text` is the entry in Redis."""
+
+    request_id: str
+    tenant_id: str
+    key_id: str
+    started_us: int
+    ceiling: int  # output tokens
+    cost: int  # units
+    text: str
+    phase: str
+    renewed_at: float  # this worker's monotonic seconds
+    prompt: int = 0
+    output: int = 0
+    renewals: int = 0
+    final: LedgerRow | None = None
+    swept: Callable[[], None] = field(default=lambda: None)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A hold as a sweeper reads it from Redis."""
+
+    request_id: str
+    tenant_id: str
+    key_id: str
+    started_us: int
+    cost: int
+    phase: str
+    renewals: str
+    lease_until_us: int
+    prompt: int
+    output: int
+    final: LedgerRow | None
+    opaque: dict[str, Any]
+
+
+def encode_row(row: LedgerRow) -> str:
+    """Encode a ledger row for a hold in phase `final`, or for PostgreSQL."""
+    return orjson.dumps(asdict(row)).decode()
+
+
+def decode_row(text: str) -> LedgerRow:
+    """Undo `encode_row`."""
+    fields = orjson.loads(text)
+    fields["outcome"] = Outcome(fields["outcome"])
+    fields["basis"] = Basis(fields["basis"])
+    return LedgerRow(**fields)
+
+
+def parse_found(tenant_id: str, request_id: str, text: str, lease: str) -> Found:
+    """Read one hold and its lease as the scripts wrote them."""
+    started, _day, cost, _ceiling, key_id, _hit, opaque = text.split("|", 6)
+    # A hold without its lease was put back by half a renewal: treat it as long expired.
+    phase, renewals, until, prompt, output, final = (lease or "dispatched|-|0|0|0|").split("|", 5)
+    return Found(
+        request_id=request_id,
+        tenant_id=tenant_id,
+        key_id=key_id,
+        started_us=int(started),
+        cost=int(cost),
+        phase=phase,
+        renewals=renewals,
+        lease_until_us=int(until),
+        prompt=int(prompt),
+        output=int(output),
+        final=decode_row(final) if final else None,
+        opaque=orjson.loads(opaque),
+    )

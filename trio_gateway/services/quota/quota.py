@@ -1,0 +1,279 @@
+"""Windows and budget holds: reserve what a call may cost, settle what it did cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import trio
+
+from trio_gateway.core.domain import Basis, LedgerRow, Limits, Outcome, Period, Standing, Window
+from trio_gateway.core.errors import BudgetExhausted, RateLimited, StoreUnavailable
+from trio_gateway.services.quota.holds import DISPATCHED, QUEUED, Hold, encode_row
+from trio_gateway.services.quota.keys import INDEX, call_keys, tenant_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from trio_gateway.clients.redis import Pending, Redis
+    from trio_gateway.core.domain import Principal
+    from trio_gateway.services.quota.hydrate import Hydrator
+
+HYDRATIONS = 5
+ANNOUNCE_EVERY = 60.0  # seconds; the sweeper unlists a tenant only ten times later
+TENANTS_KNOWN = 10_000
+UNSETTLED = 20_000  # settles kept for Redis to come back; the sweep finds the rest
+WINDOW_US = 60_000_000
+
+REFUSALS = {
+    "budget": "The token budget is exhausted.",
+    "prompt": "The prompt alone exceeds the tokens-per-minute limit.",
+    "requests": "Requests-per-minute limit reached.",
+    "tokens": "Tokens-per-minute limit reached.",
+    "in_flight": "Too many calls of this tenant are in flight.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a call wants to reserve; `opaque` is what a sweeper needs for its ledger row."""
+
+    request_id: str
+    principal: Principal
+    estimate: int  # prompt tokens
+    output: int  # output tokens, at most
+    milli_weight: int
+    dispatched: bool  # a slot is already in hand
+    opaque: dict[str, Any]
+
+
+class Quota:
+    """Reserves, marks and settles; owns the live holds of this worker."""
+
+    def __init__(
+        self, redis: Redis, hydrator: Hydrator, *, lease: float, min_output: int, in_flight: int
+    ) -> None:
+        """`lease` is in seconds, `in_flight` is the cap of open holds per tenant."""
+        self._redis = redis
+        self._hydrator = hydrator
+        self.lease_us = int(lease * 1_000_000)
+        self._min_output = min_output
+        self._in_flight = in_flight
+        self.live: dict[str, Hold] = {}
+        self.doubtful: dict[str, tuple[str, LedgerRow]] = {}
+        self.unsettled: dict[str, LedgerRow] = {}
+        self._announced: dict[str, float] = {}
+
+    @property
+    def reachable_since(self) -> float | None:
+        """Since when (trio time) Redis has been connected; None while it is not."""
+        return self._redis.connected_at if self._redis.connected else None
+
+    async def reserve(self, ask: Ask) -> tuple[Hold, Standing]:
+        """Take every window and budget together, or nothing.
+
+        Raises RateLimited or BudgetExhausted (both with `standing`), or StoreUnavailable.
+        """
+        tenant, key = ask.principal.tenant, ask.principal.key
+        for _ in range(HYDRATIONS):
+            reply = await self._reserve_once(ask)
+            if reply[0] != b"cold":
+                break
+            needed = [
+                (scope, limits.budget_period.value)
+                for scope, limits in (("t", tenant.limits), (f"k:{key.id}", key.limits))
+                if limits.budget is not None
+            ]
+            await self._hydrator.warm(tenant.id, needed)
+        else:
+            raise StoreUnavailable(retry_after=1)
+        if reply[0] == b"no":
+            raise _refusal(ask.principal, reply)
+        return self._admitted(ask, reply)
+
+    async def _reserve_once(self, ask: Ask) -> Any:
+        tenant, key = ask.principal.tenant, ask.principal.key
+        self.announce(tenant.id)
+        args = [
+            self._redis.run_id,
+            ask.request_id,
+            key.id,
+            ask.estimate,
+            ask.output,
+            self._min_output,
+            ask.milli_weight,
+            self.lease_us,
+            DISPATCHED if ask.dispatched else QUEUED,
+            self._in_flight,
+            WINDOW_US,
+            orjson.dumps(ask.opaque),
+            *_limit_args(tenant.limits),
+            *_limit_args(key.limits),
+        ]
+        # Shielded: a hang-up must not leave a hold that was committed but not heard of. The
+        # client bounds the wait.
+        with trio.CancelScope(shield=True):
+            try:
+                return await self._redis.script("reserve", call_keys(tenant.id, key.id), args)
+            except StoreUnavailable:
+                self._doubt(ask)
+                raise
+
+    def _doubt(self, ask: Ask) -> None:
+        # The hold may have been taken all the same; `settle_doubts` finds out.
+        if len(self.doubtful) < UNSETTLED:
+            tenant, key = ask.principal.tenant, ask.principal.key
+            self.doubtful[ask.request_id] = (
+                tenant.id,
+                refused_row(ask.request_id, tenant.id, key.id, ask.opaque, 0, 0),
+            )
+
+    def _admitted(self, ask: Ask, reply: Any) -> tuple[Hold, Standing]:
+        started_us, ceiling, cost, text = reply[10:14]
+        hold = Hold(
+            request_id=ask.request_id,
+            tenant_id=ask.principal.tenant.id,
+            key_id=ask.principal.key.id,
+            started_us=started_us,
+            ceiling=ceiling,
+            cost=cost,
+            text=text.decode(),
+            phase=DISPATCHED if ask.dispatched else QUEUED,
+            renewed_at=trio.current_time(),
+        )
+        self.live[ask.request_id] = hold
+        return hold, _standing(ask.principal, reply[1:10], started_us)
+
+    def announce(self, tenant_id: str) -> None:
+        """List the tenant for the sweepers, before a hold of it can exist."""
+        now = trio.current_time()
+        if now - self._announced.get(tenant_id, -math.inf) < ANNOUNCE_EVERY:
+            return
+        if len(self._announced) >= TENANTS_KNOWN:
+            self._announced.clear()
+        self._announced[tenant_id] = now
+        stamp = datetime.now(UTC).timestamp()
+        self._redis.send("ZADD", INDEX, f"{stamp:.6f}", tenant_id)
+
+    def forget_announcements(self) -> None:
+        """List every tenant anew; the index may have gone with the server's data."""
+        self._announced.clear()
+
+    async def mark_dispatched(self, hold: Hold) -> None:
+        """Write the phase before upstream is opened; raises StoreUnavailable."""
+        hold.phase = DISPATCHED
+        await self.renewed([hold], self.send_renewal([hold]))
+
+    def send_renewal(self, holds: Sequence[Hold]) -> Pending:
+        """Send the renewal of holds of one tenant, with the latest counts."""
+        args: list[Any] = [self.lease_us]
+        for hold in holds:
+            hold.renewals += 1
+            final = encode_row(hold.final) if hold.final else ""
+            args += [hold.request_id, hold.phase, hold.renewals]
+            args += [hold.prompt, hold.output, final, hold.text]
+        return self._redis.send_script("renew", tenant_keys(holds[0].tenant_id), args)
+
+    async def renewed(self, holds: Sequence[Hold], renewal: Pending) -> list[str]:
+        """Await a renewal; return the ids of the holds that had to be put back."""
+        back = await self._redis.answer(renewal)
+        now = trio.current_time()
+        for hold in holds:
+            hold.renewed_at = now
+        return [rid.decode() for rid in back]
+
+    async def settle(self, rows: Iterable[LedgerRow]) -> None:
+        """Settle by stored rows; what Redis does not take now is kept and tried again."""
+        sent = []
+        for row in rows:
+            self.live.pop(row.request_id, None)
+            self.unsettled[row.request_id] = row
+            keys = call_keys(row.tenant_id, row.key_id)
+            args = [row.request_id, row.charged_tokens]
+            sent.append((row, self._redis.send_script("settle", keys, args)))
+        for row, pending in sent:
+            try:
+                await self._redis.answer(pending)
+            except StoreUnavailable:
+                if len(self.unsettled) > UNSETTLED:
+                    self.unsettled.pop(row.request_id, None)
+            else:
+                self.unsettled.pop(row.request_id, None)
+
+
+def refused_row(
+    request_id: str,
+    tenant_id: str,
+    key_id: str,
+    opaque: dict[str, Any],
+    started_us: int,
+    held: int,
+) -> LedgerRow:
+    """Build the row of a call that was admitted and never dispatched."""
+    return LedgerRow(
+        request_id=request_id,
+        tenant_id=tenant_id,
+        key_id=key_id,
+        endpoint=opaque["endpoint"],
+        model=opaque["model"],
+        status_code=503,
+        outcome=Outcome.REFUSED,
+        basis=Basis.NONE,
+        prompt_tokens=0,
+        completion_tokens=0,
+        charged_tokens=0,
+        held_tokens=held,
+        backend=None,
+        started_us=started_us,
+        ttft_ms=None,
+        duration_ms=0.0,
+        batch_id=opaque.get("batch_id"),
+    )
+
+
+def _limit_args(limits: Limits) -> list[Any]:
+    values = (limits.requests_per_minute, limits.tokens_per_minute, limits.budget)
+    return [-1 if value is None else value for value in values] + [limits.budget_period.value]
+
+
+def _standing(principal: Principal, numbers: Sequence[int], now_us: int) -> Standing:
+    def window(at: int) -> Window | None:
+        limit, remaining, reset = numbers[at : at + 3]
+        return None if limit < 0 else Window(limit, remaining, reset / 1_000_000)
+
+    budget = None
+    if numbers[6] >= 0:
+        owner = principal.tenant if numbers[8] == 1 else principal.key
+        reset = until_reset(owner.limits.budget_period, now_us)
+        budget = Window(numbers[6], numbers[7], reset)
+    return Standing(window(0), window(3), budget)
+
+
+def until_reset(period: Period, now_us: int) -> float | None:
+    """Return the seconds until a budget of this period starts anew; None for `total`."""
+    now = datetime.fromtimestamp(now_us / 1_000_000, UTC)
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    if period is Period.DAY:
+        return (midnight + timedelta(days=1) - now).total_seconds()
+    if period is Period.MONTH:
+        first = (midnight.replace(day=1) + timedelta(days=32)).replace(day=1)
+        return (first - now).total_seconds()
+    return None
+
+
+def _refusal(principal: Principal, reply: Any) -> RateLimited | BudgetExhausted:
+    reason, wait = reply[1].decode(), reply[3]
+    now_us = int(datetime.now(UTC).timestamp() * 1_000_000)
+    standing = _standing(principal, reply[4:13], now_us)
+    message = REFUSALS[reason]
+    if reason == "budget":
+        # The scope that refused says when it starts anew, be it the tighter one or not.
+        owner = principal.tenant if reply[2] == b"t" else principal.key
+        wait_s = until_reset(owner.limits.budget_period, now_us)
+        return BudgetExhausted(message, retry_after=wait_s, should_retry=False, standing=standing)
+    if wait < 0:  # no wait would help
+        return RateLimited(message, should_retry=False, standing=standing)
+    return RateLimited(message, retry_after=wait / 1_000_000, standing=standing)

@@ -1,0 +1,139 @@
+"""What was used, what was refused, and what operators did: reading only."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Literal
+
+from trio_gateway.services.account_rows import Row, find_tenant, storable
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from trio_gateway.clients.postgres import Connection, Postgres
+
+By = Literal["model", "key", "day"]
+
+READ_LIMIT = 300.0  # seconds: a ledger may hold many millions of rows
+_GROUPS = {
+    "model": ("model", "l.model"),
+    "key": ("key_id", "l.key_id"),
+    "day": ("day", "to_char(l.started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD')"),
+}
+_SUMS = ("requests", "prompt_tokens", "completion_tokens", "charged_tokens")
+
+
+class Reports:
+    """Errors raised: NotFound, StoreUnavailable, NotMigrated."""
+
+    def __init__(self, postgres: Postgres) -> None:
+        """Nothing is read yet."""
+        self._postgres = postgres
+
+    async def usage(
+        self,
+        by: By = "model",
+        tenant: str | None = None,
+        key_id: str | None = None,
+        since: datetime | None = None,
+    ) -> list[Row]:
+        """Sum the ledger by model, key or UTC day.
+
+        Each row has the group's column (`model`, `day`, or `key_id`, `key`, `tenant`), four
+        sums and `outcomes`, a count for each outcome seen.
+        """
+        return await self._postgres.run(self._usage, by, tenant, key_id, since)
+
+    async def refusals(
+        self, since: datetime | None = None, tenant: str | None = None, limit: int = 100
+    ) -> list[Row]:
+        """Return refusals before admission, the latest first."""
+        return await self._postgres.run(self._refusals, since, tenant, limit)
+
+    async def acts(self, since: datetime | None = None, limit: int = 100) -> list[Row]:
+        """Return what operators changed, the latest first, with the rows before and after."""
+        rows = await self._postgres.fetch(
+            "SELECT * FROM gateway.admin_events WHERE $1::timestamptz IS NULL OR at >= $1"
+            " ORDER BY id DESC LIMIT $2",
+            since,
+            limit,
+        )
+        return [{**row, "before": _parsed(row["before"]), "after": _parsed(row["after"])}
+                for row in rows]  # fmt: skip
+
+    async def _usage(
+        self,
+        connection: Connection,
+        by: By,
+        tenant: str | None,
+        key_id: str | None,
+        since: datetime | None,
+    ) -> list[Row]:
+        column, expression = _GROUPS[by]
+        owner = None if tenant is None else (await find_tenant(connection, tenant))["id"]
+        conditions, values = ["true"], []
+        for test, value in (
+            ("l.tenant_id = ", owner), ("l.key_id = ", key_id), ("l.started_at >= ", since)
+        ):  # fmt: skip
+            if value is not None:
+                values.append(value)
+                conditions.append(f"{test}${len(values)}")
+        rows = await connection.fetch(
+            f"SELECT {expression} AS {column}, l.outcome, count(*) AS requests,"  # noqa: S608
+            " sum(l.prompt_tokens)::bigint AS prompt_tokens,"
+            " sum(l.completion_tokens)::bigint AS completion_tokens,"
+            " sum(l.charged_tokens)::bigint AS charged_tokens"
+            f" FROM gateway.ledger l WHERE {' AND '.join(conditions)}"
+            " GROUP BY 1, 2 ORDER BY 1, 2",
+            *values,
+            timeout=READ_LIMIT,
+        )
+        folded = _fold(rows, column)
+        return await _with_names(connection, folded) if by == "key" else folded
+
+    async def _refusals(
+        self, connection: Connection, since: datetime | None, tenant: str | None, limit: int
+    ) -> list[Row]:
+        # A tenant that is gone may still be asked for by its id.
+        owner = tenant and await connection.fetchval(
+            "SELECT id FROM gateway.tenants WHERE id = $1 OR name = $1 ORDER BY id = $1 DESC",
+            storable(tenant),
+        )
+        rows = await connection.fetch(
+            "SELECT * FROM gateway.audit_log WHERE ($1::timestamptz IS NULL OR last_at >= $1)"
+            " AND ($2::text IS NULL OR tenant_id = $2) ORDER BY at DESC, id DESC LIMIT $3",
+            since,
+            owner or tenant,
+            limit,
+        )
+        return [dict(row) for row in rows]
+
+
+def _fold(rows: list[Any], column: str) -> list[Row]:
+    """Turn one row for each group and outcome into one for each group."""
+    groups: dict[Any, Row] = {}
+    for row in rows:
+        empty = {column: row[column], **dict.fromkeys(_SUMS, 0), "outcomes": {}}
+        group = groups.setdefault(row[column], empty)
+        for name in _SUMS:
+            group[name] += row[name]
+        group["outcomes"][row["outcome"]] = row["requests"]
+    return list(groups.values())
+
+
+async def _with_names(connection: Connection, groups: list[Row]) -> list[Row]:
+    names = await connection.fetch(
+        "SELECT k.id, k.name, t.name AS tenant FROM gateway.api_keys k"
+        " JOIN gateway.tenants t ON t.id = k.tenant_id WHERE k.id = ANY($1::text[])",
+        [group["key_id"] for group in groups],
+    )
+    known = {row["id"]: {"key": row["name"], "tenant": row["tenant"]} for row in names}
+    unknown = {"key": None, "tenant": None}
+    return [
+        {"key_id": group["key_id"], **known.get(group["key_id"], unknown), **group}
+        for group in groups
+    ]
+
+
+def _parsed(text: str | None) -> Any:
+    return None if text is None else json.loads(text)

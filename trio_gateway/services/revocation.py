@@ -1,0 +1,156 @@
+"""Hears of every change to keys, tenants and models, evicts what is cached and cuts live calls.
+
+A change travels as NOTIFY from a trigger, whoever made it. While the listener is down nothing
+is served from the cache and live keys are looked up twice a second; when it is back the cache
+is emptied and live keys are looked up once more, so that no lost NOTIFY leaves a key alive.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+import trio
+
+from trio_gateway.clients.postgres import NotMigrated, open_listener
+from trio_gateway.core.errors import StoreUnavailable, Unauthenticated
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from trio_gateway.clients.bridge import Bridge
+    from trio_gateway.clients.postgres import Listener
+    from trio_gateway.services.live import Live
+
+log = structlog.get_logger()
+
+CHANNEL = "gateway_changes"
+BEAT = 1.0  # seconds between two proofs of life
+BEAT_LIMIT = 1.0  # seconds for the answer
+POLL = 0.5  # seconds between two look-ups of live keys while the listener is down
+
+
+class Keys(Protocol):
+    """The part of `Tenants` that changes matter to."""
+
+    trusted: bool
+
+    def forget_key(self, key_id: str) -> None:
+        """Drop what is cached of a key."""
+
+    def forget_tenant(self, tenant_id: str) -> None:
+        """Drop what is cached of a tenant's keys."""
+
+    def forget_all(self) -> None:
+        """Drop everything cached."""
+
+    async def standing(self, key_ids: set[str]) -> set[str]:
+        """Return those keys whose calls may go on."""
+
+
+class Revocations:
+    """The listener of one worker."""
+
+    def __init__(
+        self,
+        bridge: Bridge,
+        dsn: str,
+        keys: Keys,
+        live: Live,
+        refresh_models: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`dsn` must lead past any transaction pooler."""
+        self._bridge = bridge
+        self._dsn = dsn
+        self._keys = keys
+        self._live = live
+        self._refresh_models = refresh_models
+        self._wake = trio.Event()
+        self._suspects: set[str] = set()
+        self._models_changed = False
+        self._lost = False
+
+    @property
+    def listening(self) -> bool:
+        """Whether changes are heard as they happen."""
+        return self._keys.trusted
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen for ever; started once the first listener has caught up."""
+        announced = False
+        while True:
+            try:
+                self._lost = False
+                async with open_listener(
+                    self._bridge, self._dsn, CHANNEL, self._deliver, self._drop
+                ) as listener:
+                    await self._catch_up()
+                    log.info("listener_up", again=announced)
+                    if not announced:
+                        announced = True
+                        task_status.started()
+                    await self._listen(listener)
+            except (StoreUnavailable, NotMigrated):
+                log.warning("listener_down")
+            finally:
+                self._keys.trusted = False
+            await self._poll_once()
+            await trio.sleep(POLL)
+
+    async def _catch_up(self) -> None:
+        self._keys.forget_all()
+        self._keys.trusted = True
+        await self._refresh_models()
+        await self._recheck(self._live.keys())
+
+    async def _listen(self, listener: Listener) -> None:
+        while not self._lost:
+            self._wake = trio.Event()
+            if not (self._suspects or self._models_changed):
+                with trio.move_on_after(BEAT):
+                    await self._wake.wait()
+            if self._models_changed:
+                self._models_changed = False
+                await self._refresh_models()
+            suspects, self._suspects = self._suspects, set()
+            if suspects:
+                await self._recheck(suspects)
+            else:
+                await listener.beat(BEAT_LIMIT)
+        raise StoreUnavailable
+
+    def _deliver(self, payload: str) -> None:
+        """Take one notification, inside the event loop: evict and cut at once."""
+        kind, _, subject = payload.partition(":")
+        if kind == "revoked":
+            self._keys.forget_key(subject)
+            cut = self._live.cut([subject], Unauthenticated)
+            log.info("key_revoked", key_id=subject, calls_cut=cut)
+        elif kind == "key":
+            self._keys.forget_key(subject)
+            self._suspects.add(subject)
+        elif kind == "tenant":
+            self._keys.forget_tenant(subject)
+            self._suspects |= self._live.keys_of(subject)
+        elif kind == "models":
+            self._models_changed = True
+        self._wake.set()
+
+    def _drop(self) -> None:
+        self._lost = True
+        self._keys.trusted = False
+        self._wake.set()
+
+    async def _poll_once(self) -> None:
+        try:
+            await self._recheck(self._live.keys())
+        except (StoreUnavailable, NotMigrated):
+            log.debug("live_keys_unknown")
+
+    async def _recheck(self, key_ids: set[str]) -> None:
+        live = key_ids & self._live.keys()
+        if not live:
+            return
+        cut = self._live.cut(live - await self._keys.standing(live), Unauthenticated)
+        if cut:
+            log.info("calls_cut", calls=cut)

@@ -1,0 +1,152 @@
+"""Settings from the environment: every bad value is reported at once, and stops the start."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PREFIX = "TRIO_GATEWAY_"
+UNPREFIXED = ("DATABASE_URL", "REDIS_URL", "OLLAMA_BASE_URL")
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class BadSettings(Exception):
+    """Raised by `load`; `problems` holds one sentence for every bad setting."""
+
+    def __init__(self, problems: list[str]) -> None:
+        """Join the problems into the message."""
+        self.problems = problems
+        super().__init__("; ".join(problems))
+
+
+class Settings(BaseModel):
+    """Everything an operator may set; names in the environment are upper case."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    database_url: str = ""
+    database_listen_url: str = ""
+    redis_url: str = ""
+    ollama_base_url: str = "http://127.0.0.1:11434"
+
+    backend_slots: Count = 8
+    queue_limit: Annotated[int, Field(ge=0)] = 256
+    tenant_in_flight: Count = 64
+    min_output_tokens: Count = 16
+    default_max_output_tokens: Count = 2048
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
+    max_file_bytes: Count = 200 * 1024 * 1024
+    batch_concurrency: Count = 4
+    blob_url: str = ""
+    trusted_proxies: str = ""
+    cors_origins: str = ""
+    admin_token: str = ""
+    admin_allow_remote: bool = False
+    log_level: str = "info"
+
+    queue_timeout: Seconds = 60
+    connect_timeout: Seconds = 5
+    first_byte_timeout: Seconds = 300
+    idle_timeout: Seconds = 60
+    call_timeout: Seconds = 1800
+    write_stall_timeout: Seconds = 30
+    body_timeout: Seconds = 60
+    drain_timeout: Annotated[float, Field(ge=0, le=86_400)] = 30
+    hold_lease: Annotated[float, Field(ge=0.5, le=3600)] = 15
+    sweep_interval: Seconds = 5
+    discovery_interval: Seconds = 10
+    discovery_ttl: Seconds = 60
+    sse_keepalive: Annotated[float, Field(ge=0, le=3600)] = 0
+    keep_alive: str = "5m"
+    ledger_retention_days: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("ollama_base_url")
+    @classmethod
+    def _backends(cls, value: str) -> str:
+        for url in value.split(","):
+            parts = urlsplit(url.strip())
+            if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query:
+                raise ValueError("must be http(s)://host[:port], or several with commas between")
+        return value
+
+    @field_validator("log_level")
+    @classmethod
+    def _level(cls, value: str) -> str:
+        if value.lower() not in {"debug", "info", "warning", "error"}:
+            raise ValueError("must be debug, info, warning or error")
+        return value.lower()
+
+    @model_validator(mode="after")
+    def _ttl_outlives_interval(self) -> Settings:
+        if self.discovery_ttl < self.discovery_interval:
+            raise ValueError("DISCOVERY_TTL must not be less than DISCOVERY_INTERVAL")
+        return self
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """The Ollama hosts, without trailing slashes, in the order given."""
+        return tuple(url.strip().rstrip("/") for url in self.ollama_base_url.split(","))
+
+    @property
+    def renewal(self) -> float:
+        """Seconds between two renewals of a live hold."""
+        return min(1.0, self.hold_lease / 3)
+
+
+def variable(field: str) -> str:
+    """Name the environment variable of a settings field."""
+    upper = field.upper()
+    return upper if upper in UNPREFIXED else PREFIX + upper
+
+
+def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+    """Read the settings, or raise BadSettings with every problem found.
+
+    `NAME_FILE` reads the value of `NAME` from a file, for secrets. Overrides are field
+    names and win over the environment.
+    """
+    environ = os.environ if environ is None else environ
+    values, problems = _collect(environ)
+    values |= overrides
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        problems += [_sentence(item) for item in error.errors(include_url=False)]
+    if problems:
+        raise BadSettings(problems)
+    return settings
+
+
+def _collect(environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    known = {variable(field): field for field in Settings.model_fields}
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for name, value in sorted(environ.items()):
+        base = name.removesuffix("_FILE")
+        if name in known:
+            values[known[name]] = value
+        elif name != base and base in known:
+            if base in environ:
+                problems.append(f"{base} and {name} are both set; keep one")
+                continue
+            try:
+                values[known[base]] = Path(value).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                problems.append(f"{name}: cannot read the file ({type(error).__name__})")
+        elif name.startswith(PREFIX):
+            problems.append(f"{name} is not a setting of trio-gateway")
+    return values, problems
+
+
+def _sentence(item: Any) -> str:
+    where = variable(str(item["loc"][0])) + ": " if item["loc"] else ""
+    return where + str(item["msg"]).removeprefix("Value error, ")

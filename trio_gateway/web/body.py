@@ -1,0 +1,25 @@
+"""Bodies: bounded in size and time, and never encoded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout
+
+from trio_gateway.core.errors import BodyTimeout, CallTooLarge, UnsupportedMedia
+
+if TYPE_CHECKING:
+    from trio_gateway.web.connection import Request
+
+
+async def read_body(asked: Request) -> bytes:
+    """Return the whole body; raises UnsupportedMedia, CallTooLarge or BodyTimeout."""
+    for name, _ in asked.scope["headers"]:
+        if name == b"content-encoding":
+            raise UnsupportedMedia
+    try:
+        return await asked.get_data(cache=False)  # type: ignore[no-any-return]
+    except RequestEntityTooLarge:
+        raise CallTooLarge from None
+    except RequestTimeout:
+        raise BodyTimeout from None

@@ -1,0 +1,108 @@
+"""One request on Quart-Trio's seam: screened, numbered, and lending its nursery to the handler.
+
+The nursery is the request's task tree. A hang-up cancels it, be it seen by hypercorn or, where
+hypercorn has stopped reading, by the kernel.
+"""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import structlog
+import trio
+from quart_trio.asgi import TrioASGIHTTPConnection
+from quart_trio.wrappers import TrioRequest
+
+from trio_gateway.clients.hangups import abort, socket_of
+from trio_gateway.web.replies import error_reply
+from trio_gateway.web.routes import screen
+
+if TYPE_CHECKING:
+    from trio_gateway.core.errors import GatewayError
+    from trio_gateway.services.live import Leash
+
+MOST_PATH = 2048
+
+
+class Request(TrioRequest):
+    """A request with its task tree."""
+
+    nursery: trio.Nursery
+    stack: ExitStack  # left after the nursery
+    request_id: str
+    raw_path: str
+    client: str | None
+    leash: Leash | None
+    socket_stream: trio.SocketStream | None
+
+    def reset_client(self) -> None:
+        """Cut off a client that takes no bytes."""
+        if self.socket_stream is not None:
+            abort(self.socket_stream)
+
+    def note_hangup(self) -> None:
+        """Remember that the client left, before the nursery is cancelled."""
+        if self.leash is not None:
+            self.leash.client_left = True
+
+    def hung_up(self) -> None:
+        """End the request: the client is gone."""
+        self.note_hangup()
+        self.nursery.cancel_scope.cancel()
+
+
+class Connection(TrioASGIHTTPConnection):
+    """Quart-Trio's connection for one request, with the gateway's screen in front."""
+
+    async def __call__(self, receive: Any, send: Any) -> None:
+        """Refuse, or serve in a nursery that ends with the client."""
+        scope: dict[str, Any] = self.scope  # type: ignore[assignment]
+        raw_path = scope["raw_path"].decode("latin-1")
+        request_id = "req_" + secrets.token_hex(12)
+        gateway = self.app.gateway  # type: ignore[attr-defined]
+        preflight = gateway.cors.preflight(scope)
+        if preflight is not None:
+            await _answer(send, 204, b"", [*preflight, (b"x-request-id", request_id.encode())])
+            return
+        refusal = screen(scope, raw_path)
+        if refusal is not None:
+            await self._refuse(send, request_id, raw_path, refusal)
+            return
+        request: Request = self._create_request_from_scope(send)  # type: ignore[assignment]
+        request.request_id, request.raw_path, request.leash = request_id, raw_path, None
+        request.client = gateway.client_of(scope)
+        request.socket_stream = socket_of(send)
+        with ExitStack() as stack:
+            request.stack = stack
+            async with trio.open_nursery() as nursery:
+                request.nursery = nursery
+                if request.socket_stream is not None:
+                    watched = gateway.hangups.watch(request.socket_stream.socket.fileno(), request.hung_up)
+                    stack.enter_context(watched)
+                nursery.start_soon(self.handle_messages, nursery, request, receive)
+                nursery.start_soon(self.handle_request, nursery, request, send)
+
+    async def handle_messages(self, nursery: trio.Nursery, request: Any, receive: Any) -> None:
+        """Feed the body; the end of the messages is the client's hang-up."""
+        await super(TrioASGIHTTPConnection, self).handle_messages(request, receive)
+        request.note_hangup()
+        nursery.cancel_scope.cancel()
+
+    async def _refuse(self, send: Any, request_id: str, raw_path: str, error: GatewayError) -> None:
+        gateway = self.app.gateway  # type: ignore[attr-defined]
+        scope: dict[str, Any] = self.scope  # type: ignore[assignment]
+        gateway.refused(error, scope["method"], raw_path, gateway.client_of(scope), request_id)
+        body, headers = error_reply(raw_path, error)
+        # Closed afterwards: whatever follows on this connection was never agreed upon.
+        headers |= {"x-request-id": request_id, "connection": "close"}
+        pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            await _answer(send, error.status, body, pairs)
+
+
+async def _answer(send: Any, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    headers = [*headers, (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

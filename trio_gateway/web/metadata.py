@@ -1,0 +1,96 @@
+"""What the models are: lists and details, filtered to the caller's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote
+
+import orjson
+from quart import Response, current_app, request
+
+from trio_gateway import __version__
+from trio_gateway.core.errors import GatewayError, ModelNotFound
+from trio_gateway.core.models import InvalidModelName, canonical
+from trio_gateway.dialects import ollama, openai_models
+from trio_gateway.web.body import read_body
+from trio_gateway.web.inference import enter
+from trio_gateway.web.replies import JSON
+
+if TYPE_CHECKING:
+    from trio_gateway.services.live import Leash
+    from trio_gateway.web.connection import Request
+    from trio_gateway.web.gateway import Gateway
+
+
+async def _enter() -> tuple[Gateway, Request, Leash]:
+    gateway = cast("Gateway", current_app.gateway)  # type: ignore[attr-defined]
+    asked = cast("Request", request._get_current_object())  # type: ignore[attr-defined]  # noqa: SLF001
+    return gateway, asked, await enter(gateway, asked)
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, 200, content_type=JSON)
+
+
+async def tags() -> Response:
+    """List the caller's models as Ollama does."""
+    gateway, _, leash = await _enter()
+    return _json(ollama.render_tags(gateway.gate.models(leash.principal)))
+
+
+async def models() -> Response:
+    """List the caller's models as OpenAI does."""
+    gateway, _, leash = await _enter()
+    return _json(openai_models.render_models(gateway.gate.models(leash.principal)))
+
+
+async def model() -> Response:
+    """Show one model as OpenAI does; the name may hold slashes, plain or encoded."""
+    gateway, asked, leash = await _enter()
+    requested = unquote(asked.raw_path.removeprefix("/v1/models/"))
+    try:
+        name = canonical(requested).full
+    except InvalidModelName:
+        raise ModelNotFound from None
+    gateway.gate.authorize(leash.principal, name)
+    found = gateway.gate.catalog.find(name)
+    if found is None:
+        raise ModelNotFound
+    return _json(openai_models.render_model(found[0], requested))
+
+
+async def running() -> Response:
+    """List the caller's models that are loaded, over all backends."""
+    gateway, _, leash = await _enter()
+    names = {model.name for model in gateway.gate.models(leash.principal)}
+    merged: list[Any] = []
+    failures: list[GatewayError] = []
+    with leash.cover():
+        for backend in gateway.gate.backends.urls:
+            try:
+                answer = await gateway.gate.upstream.get_json(backend, "/api/ps")
+            except GatewayError as error:
+                failures.append(error)
+            else:
+                entries = answer.get("models")
+                merged += entries if isinstance(entries, list) else []
+    if len(failures) == len(gateway.gate.backends.urls):
+        raise failures[0]
+    return _json(ollama.filter_ps({"models": merged}, names))
+
+
+async def show() -> Response:
+    """Show one model without its prompts, template, licence and paths."""
+    gateway, asked, leash = await _enter()
+    with leash.cover():
+        name = ollama.parse_show(await read_body(asked))
+        route = gateway.gate.authorize(leash.principal, name)
+        body = orjson.dumps({"model": route.upstream_name})
+        raw = await gateway.gate.upstream.post_json(route.backends[0], "/api/show", body)
+    return _json(ollama.filter_show(raw))
+
+
+async def version() -> Response:
+    """Say the gateway's own version."""
+    await _enter()
+    return _json(orjson.dumps({"version": __version__}))
