@@ -6,6 +6,11 @@ from start-up to shutdown, however the server came to run.
 
 from __future__ import annotations
 
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import structlog
 import trio
 
 from trio_gateway import settings
@@ -14,25 +19,49 @@ from trio_gateway.logs import configure
 from trio_gateway.web.app import GatewayApp, create_app
 from trio_gateway.web.gateway import Gateway  # noqa: TC001 - asked for at run time
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import httpx
+
+    from trio_gateway.settings import Settings
+
+log = structlog.get_logger()
+
 SHUTDOWN_LIMIT = 8.0  # seconds for the gateway to close, after the last connection
 
 
-def build() -> GatewayApp:
-    """Build the application with its lifespan; settings are read at start-up."""
+def build(
+    configuration: Callable[[], Settings] = settings.load,
+    transport: httpx.AsyncBaseTransport | None = None,
+    broken: Callable[[], None] = lambda: None,
+) -> GatewayApp:
+    """Build the application with its lifespan; the settings are read at start-up.
+
+    `transport` replaces the one to upstream: the seam where the tests put a simulated Ollama.
+    `broken` is called when a service crashed: hypercorn would go on serving without them.
+    """
     app = create_app()
     app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = SHUTDOWN_LIMIT
     stop = trio.Event()
     closed = trio.Event()
 
     async def hold_open(task_status: trio.TaskStatus[Gateway]) -> None:
-        loaded = settings.load()
+        loaded = configuration()
         configure(loaded.log_level)
         app.config["MAX_CONTENT_LENGTH"] = loaded.max_body_bytes
         app.config["BODY_TIMEOUT"] = loaded.body_timeout
+        started = False
         try:
-            async with open_gateway(loaded) as gateway:
+            async with open_gateway(loaded, transport) as gateway:
                 task_status.started(gateway)
+                started = True
                 await stop.wait()
+        except Exception as error:
+            if started:
+                log.critical("gateway_broken", exc_info=error)
+                broken()
+            raise
         finally:
             closed.set()
 
@@ -48,4 +77,9 @@ def build() -> GatewayApp:
     return app
 
 
-app = build()
+def _leave() -> None:
+    """End this process: its calls are swept, and whoever supervises it starts another."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+app = build(broken=_leave)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from types import TracebackType
 
+LOCK_FILE = "trio-gateway.lock"
 LOCK_SECONDS = 0.5
 # sun_path holds 107 bytes; the longest name below the sockets' folder takes 17
 SOCKET_FOLDER_BYTES = 88
@@ -68,9 +69,10 @@ class DataDir:
         """Create it where it is missing and lock it; raises DataDirError or DataDirInUse."""
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._refuse_foreign()
             if self.path.stat().st_mode & 0o077:
                 self.path.chmod(0o700)
-            lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise DataDirError(
                 f"the data directory {self.path} cannot be used: {error.strerror}"
@@ -82,6 +84,14 @@ class DataDir:
                 "stop that one, or choose another with --data-dir"
             )
         self._lock = lock
+
+    def _refuse_foreign(self) -> None:
+        # closing somebody's home or /tmp to all others would do harm
+        if not (self.path / LOCK_FILE).exists() and any(self.path.iterdir()):
+            raise DataDirError(
+                f"{self.path} holds other things: choose a new or an empty directory with "
+                "--data-dir"
+            )
 
     @property
     def is_open(self) -> bool:
@@ -167,7 +177,7 @@ def locate(path: Path) -> tuple[str, str]:
     folder = DataDir(path)
     start = f"start one with `trio-gateway quickstart --data-dir {folder.path}`"
     try:
-        lock = os.open(folder.path / "lock", os.O_RDWR | os.O_CLOEXEC)
+        lock = os.open(folder.path / LOCK_FILE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise NoInstallation(f"there is no installation in {folder.path}; {start}") from error
     try:

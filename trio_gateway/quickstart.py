@@ -14,7 +14,8 @@ from trio_gateway import datadir, listening, ollama_probe, settings
 from trio_gateway.embedded import stores
 from trio_gateway.embedded.store import Store, StoreFailed
 from trio_gateway.installation import TOKEN_FILE, Hooks, Installation
-from trio_gateway.keeping import KeptCompanion, StartFailed
+from trio_gateway.keeping import StartFailed
+from trio_gateway.kept import KeptCompanion
 from trio_gateway.supervisor import run_supervised
 
 if TYPE_CHECKING:

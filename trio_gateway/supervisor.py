@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from trio_gateway import listening
-from trio_gateway.keeping import Kept, KeptStore, KeptWorker, StartFailed, Stop, keep, say
+from trio_gateway.keeping import Kept, StartFailed, Stop, keep, say
+from trio_gateway.kept import KeptStore, KeptWorker
 
 if TYPE_CHECKING:
     import socket
@@ -65,11 +66,26 @@ async def run_supervised(plan: Plan) -> None:
     with trio.open_signal_receiver(*_stop_signals()) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(plan.stop.listen, signals)
+            workers = _workers_of(plan)
             try:
-                await _stores(plan)
+                for worker in workers:
+                    worker.preload()
+                await _stores(plan, workers)
             finally:
                 listening.close(plan.sockets)
+                with trio.CancelScope(shield=True):
+                    # those that never came to begin
+                    for worker in workers:
+                        await worker.end(plan.stop)
             nursery.cancel_scope.cancel()
+
+
+def _workers_of(plan: Plan) -> list[KeptWorker]:
+    descriptors = [one.fileno() for one in plan.sockets]
+    return [
+        KeptWorker(plan.application, plan.environ, descriptors, plan.drain_timeout)
+        for _ in range(plan.workers)
+    ]
 
 
 def _stop_signals() -> list[signal.Signals]:
@@ -78,37 +94,19 @@ def _stop_signals() -> list[signal.Signals]:
     return [signal.SIGTERM, signal.SIGINT, *hangup]
 
 
-async def _stores(plan: Plan) -> None:
+async def _stores(plan: Plan, workers: list[KeptWorker]) -> None:
     async def inside() -> None:
         if plan.prepare is not None:
             with plan.stop.interruptible():
                 await plan.prepare()
         if not plan.stop.asked.is_set():
-            await _admin(plan)
+            await _admin(plan, workers)
 
     # companions need no store, so they start at the same time
     await _floor(plan, [*map(KeptStore, plan.stores), *plan.companions], inside)
 
 
-async def _admin(plan: Plan) -> None:
-    if plan.admin is None:
-        await _workers(plan)
-        return
-    async with trio.open_nursery() as nursery:
-        with plan.stop.interruptible():
-            await nursery.start(_keep_admin, plan.admin)
-        if not plan.stop.asked.is_set():
-            await _workers(plan)
-        nursery.cancel_scope.cancel()
-
-
-async def _workers(plan: Plan) -> None:
-    descriptors = [one.fileno() for one in plan.sockets]
-    workers = [
-        KeptWorker(plan.application, plan.environ, descriptors, plan.drain_timeout)
-        for _ in range(plan.workers)
-    ]
-
+async def _admin(plan: Plan, workers: list[KeptWorker]) -> None:
     async def inside() -> None:
         if plan.ready is not None:
             plan.ready()
@@ -117,7 +115,15 @@ async def _workers(plan: Plan) -> None:
         # queue that nobody will ever accept from.
         listening.close(plan.sockets)
 
-    await _floor(plan, workers, inside)
+    if plan.admin is None:
+        await _floor(plan, workers, inside)
+        return
+    async with trio.open_nursery() as nursery:
+        with plan.stop.interruptible():
+            await nursery.start(_keep_admin, plan.admin)
+        if not plan.stop.asked.is_set():
+            await _floor(plan, workers, inside)
+        nursery.cancel_scope.cancel()
 
 
 async def _floor(plan: Plan, kept: Sequence[Kept], inside: Callable[[], Awaitable[None]]) -> None:

@@ -34,7 +34,9 @@ CANNOT_START = 3
 BROKEN = 4
 # time for settling, after live calls were cut
 GRACE_SECONDS = 5.0
-LAST_RESORT_SECONDS = 10.0
+# time for the application's lifespan to close, after the last connection
+SHUTDOWN_SECONDS = 10.0
+LAST_RESORT_SECONDS = SHUTDOWN_SECONDS + 2.0
 
 
 class CannotStart(LifespanFailureError):
@@ -96,11 +98,16 @@ def main(arguments: list[str]) -> int:
     # taken out of the environment, so that nothing started from here sees them
     sockets = os.environ.pop("_TRIO_GATEWAY_LISTEN_FDS").split(",")
     ready = int(os.environ.pop("_TRIO_GATEWAY_READY_FD"))
+    go = int(os.environ.pop("_TRIO_GATEWAY_GO_FD"))
     try:
         drain_timeout = settings.load().drain_timeout
         loaded = _load(application)
         guarded = Guarded(loaded)
         config = configure(sockets, drain_timeout)
+        # imported ahead of the stores' start; nothing comes when the supervisor has gone
+        if not os.read(go, 16):
+            return 0
+        os.close(go)
         trio.run(partial(_serve, loaded, guarded, config, ready))
     except Exception as error:  # noqa: BLE001 - every failure becomes one sentence
         return _explain(error)
@@ -118,7 +125,7 @@ def configure(sockets: list[str], drain_timeout: float) -> Config:
     config.h11_max_incomplete_size = 64 * 1024
     config.keep_alive_timeout = 75
     config.keep_alive_max_requests = 1_000_000
-    config.shutdown_timeout = GRACE_SECONDS
+    config.shutdown_timeout = SHUTDOWN_SECONDS
     config.graceful_timeout = drain_timeout + GRACE_SECONDS
     return config
 

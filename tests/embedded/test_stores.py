@@ -24,6 +24,12 @@ from trio_gateway.embedded.redis import find_server
 from trio_gateway.embedded.store import StoreFailed
 
 HOLD = "import signal, sys; print('on', flush=True); signal.pause()"
+PARENT = f"""
+import signal, sys
+from trio_gateway.embedded.child import Child
+print(Child([sys.executable, "-c", {HOLD!r}]).pid, flush=True)
+signal.pause()
+"""
 
 
 def query(url, text):
@@ -128,8 +134,9 @@ def test_stores_left_over_from_a_crash_are_taken_down_before_the_next_start(fold
         orphans.postgres.start()
     # nobody reaped or stopped them: the next start meets two living servers
     with stores.start(folder) as running:
-        assert orphans.redis.child.join(10)
-        assert orphans.postgres.child.join(10)
+        for orphan in (orphans.redis, orphans.postgres):
+            assert orphan.child is not None
+            assert orphan.child.join(10)
         assert query(running.database_url, "select 1") == 1
 
 
@@ -159,7 +166,7 @@ def test_a_store_that_cannot_start_says_why_in_one_sentence(folder):
     with stores.start(folder) as running:
         running.postgres.stop()
         (running.postgres.folder / "PG_VERSION").write_text("9.6\n")
-        with pytest.raises(StoreFailed, match="PostgreSQL did not start: .*see .*postgres.log"):
+        with pytest.raises(StoreFailed, match=r"PostgreSQL did not start: .*see .*postgres\.log"):
             running.postgres.start()
 
 
@@ -196,8 +203,8 @@ def test_as_root_below_folders_closed_to_everybody_else(tmp_path, monkeypatch):
     monkeypatch.setattr(postgres, "find_programs", lambda: moved)
     with stores.start(closed / "stores") as running:
         assert query(running.database_url, "select 1") == 1
-        pid = running.postgres.child.pid
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        assert running.postgres.child is not None
+        lines = Path(f"/proc/{running.postgres.child.pid}/status").read_text().splitlines()
     fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
     assert fields["Uid"].split("\t")[1] != "0"
     # reading what is closed is all that is left of root
@@ -210,10 +217,7 @@ def test_a_child_ends_with_the_process_that_started_it():
         [
             sys.executable,
             "-c",
-            "import signal, sys\n"
-            "from trio_gateway.embedded.child import Child\n"
-            f"print(Child([sys.executable, '-c', {HOLD!r}]).pid, flush=True)\n"
-            "signal.pause()",
+            PARENT,
         ],
         stdout=subprocess.PIPE,
     )

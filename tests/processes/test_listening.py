@@ -46,7 +46,7 @@ def test_what_is_no_address_is_refused_in_one_sentence(bind):
 
 def test_an_address_of_another_machine_is_refused():
     """Only addresses that are here can be listened on."""
-    with pytest.raises(BindFailed, match="cannot listen on 192.0.2.1:0"):
+    with pytest.raises(BindFailed, match=r"cannot listen on 192\.0\.2\.1:0"):
         listen("192.0.2.1:0")
 
 

@@ -76,6 +76,16 @@ def test_a_data_directory_in_use_is_refused_in_one_sentence(quickstart, launch, 
     assert running.get()
 
 
+def test_a_folder_with_other_things_in_it_is_left_alone(launch, tmp_path):
+    """Its permissions would be taken from its owner's other programs."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "letter.txt").touch()
+    code, _, err = launch("quickstart", "--simulate", "--data-dir", tmp_path).finish()
+    assert code == 1
+    assert "holds other things" in err
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+
+
 @pytest.mark.parametrize("which", ["--bind", "--admin-bind"])
 def test_a_port_in_use_is_refused_and_nothing_is_changed(launch, tmp_path, which):
     """Exit 1, one line, no data directory made."""

@@ -37,7 +37,7 @@ async def check_postgres(bridge: Bridge, url: str, listen_url: str) -> list[Find
                 await _notifications(bridge, postgres, listen_url or url),
             ]
     except (StoreUnavailable, ValueError) as error:
-        sentence = explained(error, url) or str(error)
+        sentence = explained(error, url) or "the address is not a PostgreSQL address"
         return [fail("postgres", sentence, "Start PostgreSQL, or correct DATABASE_URL.")]
 
 
@@ -83,7 +83,11 @@ async def _notifications(bridge: Bridge, postgres: Postgres, url: str) -> Findin
             with trio.move_on_after(NOTIFY_LIMIT):
                 await heard.wait()
     except (StoreUnavailable, ValueError) as error:
-        return fail("notifications", explained(error, url) or str(error), advice)
+        return fail(
+            "notifications",
+            explained(error, url) or "the address is not a PostgreSQL address",
+            advice,
+        )
     if not heard.is_set():
         return fail("notifications", "none comes round: keys would be revoked late", advice)
     return ok("notifications", "come round")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from trio_gateway.cli.door import Failure
 from trio_gateway.cli.finding import Finding, clock, fail, ok, warn
-from trio_gateway.cli.session import open_redis, place
+from trio_gateway.cli.redis_line import open_redis
+from trio_gateway.cli.session import place
 from trio_gateway.core.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -19,25 +20,23 @@ CATALOG = "tg:catalog:*"
 
 async def check_redis(bridge: Bridge, url: str) -> tuple[list[Finding], bool]:
     """Return what was found, and whether the running gateway sees models."""
+    advice = "Start Redis, or correct REDIS_URL."
     try:
         async with open_redis(bridge, url) as redis:
-            fields = await _info(redis)
-            found = [
-                _server(fields, url),
-                _memory(fields),
-                _persistence(fields),
-                clock("redis clock", await _skew(redis)),
-            ]
-            return found, await _sees_models(redis)
-    except (Failure, StoreUnavailable) as error:
-        sentence = f"Redis failed at {place(url)}" if isinstance(error, StoreUnavailable) else ""
-        advice = "Start Redis, or correct REDIS_URL."
-        return [fail("redis", sentence or str(error), advice)], False
+            try:
+                return await _examine(redis, url)
+            except StoreUnavailable:
+                return [fail("redis", f"refuses commands at {place(url)}", advice)], False
+    except Failure as error:
+        return [fail("redis", str(error), advice)], False
 
 
-async def _info(redis: Redis) -> dict[str, str]:
+async def _examine(redis: Redis, url: str) -> tuple[list[Finding], bool]:
     text = (await redis.command("INFO")).decode()
-    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    skew = clock("redis clock", await _skew(redis))
+    found = [_server(fields, url), _memory(fields), _persistence(fields), skew]
+    return found, await _sees_models(redis)
 
 
 async def _skew(redis: Redis) -> float:

@@ -67,7 +67,10 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:  # noqa: BLE001 - an operator gets a sentence, not a traceback
-        complain(f"failed: {type(error).__name__}: {error}")
+        first: BaseException = error
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        complain(f"failed: {type(first).__name__}: {first}")
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
-import structlog
 import trio
 
 from trio_gateway.cli.addresses import Addresses, find
 from trio_gateway.cli.door import Failure
 from trio_gateway.clients.bridge import Bridge, open_bridge
 from trio_gateway.clients.postgres import NotMigrated, Postgres, open_postgres
-from trio_gateway.clients.redis import Redis
 from trio_gateway.core.errors import StoreUnavailable
 from trio_gateway.services.account_rows import Refused
 from trio_gateway.services.accounts import Accounts
@@ -31,7 +28,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ACTOR = "cli"
-REDIS_LIMIT = 4.0  # seconds to reach Redis
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,11 @@ async def _sit(addresses: Addresses, url: str, operation: Callable[[Desk], Await
 @asynccontextmanager
 async def _open(addresses: Addresses, url: str) -> AsyncIterator[Desk]:
     async with open_bridge() as bridge, open_postgres(bridge, url, size=2) as postgres:
-        secret = await read_installation_secret(postgres)
+        try:
+            secret = await read_installation_secret(postgres)
+        except ValueError as error:
+            # the address is read at the first use, and an error may quote pieces of it
+            raise ValueError("DATABASE_URL is not a PostgreSQL address") from error
         yield Desk(
             accounts=Accounts(postgres, ACTOR),
             keyring=Keyring(postgres, secret, ACTOR),
@@ -79,25 +79,6 @@ async def _open(addresses: Addresses, url: str) -> AsyncIterator[Desk]:
             bridge=bridge,
             addresses=addresses,
         )
-
-
-@asynccontextmanager
-async def open_redis(bridge: Bridge, url: str) -> AsyncIterator[Redis]:
-    """Hold a connection to Redis; raises Failure where there is none, or the URL is none."""
-    # the client tells a log of its troubles, which a command tells its user
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    try:
-        redis = Redis(bridge, url, {})
-    except ValueError as error:
-        raise Failure(str(error)) from error
-    async with trio.open_nursery() as nursery:
-        with trio.move_on_after(REDIS_LIMIT):
-            await nursery.start(redis.run)
-        if not redis.connected:
-            nursery.cancel_scope.cancel()
-            raise Failure(f"Redis cannot be used at {place(url)}")
-        yield redis
-        nursery.cancel_scope.cancel()
 
 
 def explained(error: BaseException, url: str) -> str | None:
@@ -123,6 +104,13 @@ def first_of(error: BaseException) -> BaseException:
 
 def place(url: str) -> str:
     """Name a store by its address without user, password and options."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "the address given"
+    if "@" in url and "@" not in parts.netloc:
+        # a password with `#`, `?` or `/` in it: what looks like the host is not
+        return "the address given"
     folder = parse_qs(parts.query).get("host", [""])[0]
-    return f"{parts.netloc.rpartition('@')[2] or folder or 'localhost'}{parts.path}"
+    path = parts.path if parts.scheme else ""
+    return f"{parts.netloc.rpartition('@')[2] or folder or 'localhost'}{path}"

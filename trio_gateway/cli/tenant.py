@@ -85,7 +85,10 @@ def list_(match: str, limit: int, target: Target) -> None:
     """List tenants by name."""
     rows = work(target, lambda desk: desk.accounts.listing(match, limit))
     empty = f"No tenant's name contains {match!r}." if match else EMPTY
-    show_rows([listed(row) for row in rows], COLUMNS, empty, as_json=target.as_json)
+    rows = [listed(row) for row in rows]
+    if not target.as_json:
+        rows = [row | {"models": ["all"]} if row["all_models"] else row for row in rows]
+    show_rows(rows, COLUMNS, empty, as_json=target.as_json)
     note_if_cut(rows, limit)
 
 
@@ -151,6 +154,8 @@ def values_of(options: dict[str, Any]) -> dict[str, Any]:
         raise click.UsageError("--all-models and --models exclude each other")
     if "models" in values:
         values["all_models"] = False
+    elif values.get("all_models"):
+        values["models"] = []
     if values.get("weight_share", 1) is None:
         values["weight_share"] = 1
     return values

@@ -57,8 +57,9 @@ class Redis:
             for name, text in scripts.items()
         }
         try:
+            # RESP 2, whose answers are flat lists of bytes and ints, as the readers here expect.
             self._pool = aioredis.ConnectionPool.from_url(
-                url, socket_timeout=REPLY_LIMIT, socket_connect_timeout=REPLY_LIMIT
+                url, protocol=2, socket_timeout=REPLY_LIMIT, socket_connect_timeout=REPLY_LIMIT
             )
         except ValueError as error:
             raise ValueError("REDIS_URL is not a Redis address") from error

@@ -206,6 +206,8 @@ class Keyring:
         self, connection: Connection, name: str, tenant: str | None = None, *, lock: bool = False
     ) -> Row:
         owner = None if tenant is None else (await find_tenant(connection, tenant))["id"]
+        if not name:
+            raise NotFound("a key is named by its id, its public id or its name")
         whole = parse_key(name, self._installation_secret)
         name = whole.public_id if whole else storable(name)
         rows = await connection.fetch(_BY_ID, name)

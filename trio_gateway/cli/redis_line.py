@@ -1,0 +1,41 @@
+"""Redis for the one or two commands that ask it."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from trio_gateway.cli.door import Failure
+from trio_gateway.cli.session import place
+from trio_gateway.clients.redis import Redis
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from trio_gateway.clients.bridge import Bridge
+
+REDIS_LIMIT = 4.0  # seconds to reach Redis
+
+
+@asynccontextmanager
+async def open_redis(bridge: Bridge, url: str) -> AsyncIterator[Redis]:
+    """Hold a connection to Redis; raises Failure where there is none, or the URL is none."""
+    # the client tells a log of its troubles, which a command tells its user
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    try:
+        redis = Redis(bridge, url, {})
+    except ValueError as error:
+        raise Failure(str(error)) from error
+    async with trio.open_nursery() as nursery:
+        with trio.move_on_after(REDIS_LIMIT):
+            await nursery.start(redis.run)
+        reached = redis.connected
+        if reached:
+            yield redis
+        nursery.cancel_scope.cancel()
+    if not reached:
+        raise Failure(f"Redis cannot be used at {place(url)}")
