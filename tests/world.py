@@ -99,9 +99,13 @@ async def open_world(
     models: Any = MODELS,
     transport: httpx.AsyncBaseTransport | None = None,
     simulator: Simulator | None = None,
+    beside: World | None = None,
     **overrides: Any,
 ) -> AsyncIterator[World]:
-    """Run a gateway with one tenant `acme` (all models) and a key; overrides are settings."""
+    """Run a gateway with one tenant `acme` (all models) and a key; overrides are settings.
+
+    `beside` is another world on the same stores, whose tenant and key this one has too.
+    """
     simulator = simulator or create_app(models)
     async with (
         trio.open_nursery() as nursery,
@@ -142,7 +146,7 @@ async def open_world(
                 ModelBook(postgres, "test"),
                 client,
             )
-            world.key = await world.tenant_with_key("acme")
+            world.key = beside.key if beside else await world.tenant_with_key("acme")
             world.tenant = await world.accounts.show("acme")
             try:
                 yield world

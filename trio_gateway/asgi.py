@@ -14,6 +14,7 @@ import structlog
 import trio
 
 from trio_gateway import settings
+from trio_gateway.clients.containment import contain
 from trio_gateway.gateway import open_gateway
 from trio_gateway.logs import configure
 from trio_gateway.web.app import GatewayApp, create_app
@@ -41,6 +42,7 @@ def build(
     `transport` replaces the one to upstream: the seam where the tests put a simulated Ollama.
     `broken` is called when a service crashed: hypercorn would go on serving without them.
     """
+    contain()
     app = create_app()
     app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = SHUTDOWN_LIMIT
     stop = trio.Event()

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from trio_gateway import migrate
 from trio_gateway.clients.bridge import open_bridge
 from trio_gateway.clients.hangups import Hangups
 from trio_gateway.clients.postgres import NotMigrated, open_postgres
 from trio_gateway.clients.redis import Redis
+from trio_gateway.clients.schema import SCHEMA_VERSION
 from trio_gateway.clients.transport import LeanTransport
 from trio_gateway.clients.upstream import Timeouts, Upstream
 from trio_gateway.core.errors import StoreUnavailable
@@ -81,7 +81,7 @@ async def open_gateway(
             trio.open_nursery() as nursery,
         ):
             tenants = Tenants(postgres, await _installation_secret(postgres))
-            redis = Redis(bridge, settings.redis_url, scripts())
+            redis = Redis(settings.redis_url, scripts())
             await _within("Redis", nursery, redis.run)
             live, audit, hangups = Live(), AuditLog(postgres), Hangups()
             gate = await _open_gate(settings, postgres, redis, to_upstream, nursery)
@@ -212,7 +212,7 @@ async def _installation_secret(postgres: Postgres) -> bytes:
         raise CannotStart("the database is not migrated; run `trio-gateway migrate`") from None
     except StoreUnavailable:
         raise CannotStart("PostgreSQL at DATABASE_URL cannot be reached") from None
-    if version is None or row is None or version["version_num"] != migrate.head():
+    if version is None or row is None or version["version_num"] != SCHEMA_VERSION:
         raise CannotStart("the database is not at this release; run `trio-gateway migrate`")
     return bytes(row["key_secret"])
 

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.load import client
-from tests.load.targets import Target, hypercorn, simulator
+from tests.load.targets import Target, hypercorn, upstream
 from trio_gateway import migrate
 from trio_gateway.bootstrap import first_key
 from trio_gateway.clients.postgres import run_once
@@ -54,7 +55,7 @@ class Figures:
 
 
 @contextlib.contextmanager
-def gateway(upstream: Target):
+def gateway(direct: Target) -> Iterator[tuple[Target, str]]:
     """Run one worker on private stores; yields the target and its key."""
     with tempfile.TemporaryDirectory() as folder, stores.start(Path(folder) / "data") as pair:
         migrate.upgrade(pair.database_url)
@@ -64,7 +65,7 @@ def gateway(upstream: Target):
         env = {
             "DATABASE_URL": pair.database_url,
             "REDIS_URL": pair.redis_url,
-            "OLLAMA_BASE_URL": f"http://127.0.0.1:{upstream.port}",
+            "OLLAMA_BASE_URL": f"http://127.0.0.1:{direct.port}",
             "TRIO_GATEWAY_BACKEND_SLOTS": "1000",
             "TRIO_GATEWAY_TENANT_IN_FLIGHT": "100000",
             "TRIO_GATEWAY_LOG_LEVEL": "warning",
@@ -103,7 +104,7 @@ def measure_paced(target: Target, headers: dict[str, str], figures: Figures) -> 
 
 def measure_streams(target: Target, headers: dict[str, str], figures: Figures) -> None:
     """One round of paced streams, for the cost of a token."""
-    body = CHAT | {"model": "qwen3:8b", "stream": True, "reasoning_effort": "none", "think": False}
+    body = CHAT | {"model": "paced", "stream": True}
     request = client.encode(
         "localhost", "/v1/chat/completions", json.dumps(body).encode(), headers
     )
@@ -144,15 +145,14 @@ def show(figures: dict[str, Figures]) -> None:
 
 def main(seconds: float) -> None:
     """Start every target, measure in turn, print."""
-    script = {"model": "qwen3:8b", "tokens": TOKENS, "token_gap": GAP}
     with contextlib.ExitStack() as stack:
-        upstream = stack.enter_context(simulator(script))
-        env = {"OLLAMA_BASE_URL": f"http://127.0.0.1:{upstream.port}"}
+        direct = stack.enter_context(upstream(TOKENS, GAP))
+        env = {"OLLAMA_BASE_URL": f"http://127.0.0.1:{direct.port}"}
         echo = stack.enter_context(hypercorn("bare echo", "tests.load.apps:echo", env))
         relay = stack.enter_context(hypercorn("plain httpx", "tests.load.apps:relay", env))
-        gate, key = stack.enter_context(gateway(upstream))
+        gate, key = stack.enter_context(gateway(direct))
         headers = {"authorization": f"Bearer {key}"}
-        targets = [upstream, echo, relay, gate]
+        targets = [direct, echo, relay, gate]
         figures = {target.name: Figures() for target in targets}
         for target in targets:  # warm up
             measure(target, headers, 0.5, Figures())

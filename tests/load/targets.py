@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -71,13 +70,11 @@ def process(command: list[str], env: Mapping[str, str] | None = None) -> Iterato
 
 
 @contextlib.contextmanager
-def simulator(script: Mapping[str, object] | None = None) -> Iterator[Target]:
-    """Run the simulated Ollama."""
+def upstream(tokens: int, gap: float) -> Iterator[Target]:
+    """Run the model server that costs next to nothing."""
     port = free_port()
-    command = [sys.executable, "-m", "trio_gateway.simulator", "--bind", f"127.0.0.1:{port}"]
-    if script:
-        command += ["--script", json.dumps(script)]
-    with process([*command, "--control"]) as child:
+    command = [sys.executable, "-m", "tests.load.upstream", str(port), str(tokens), str(gap)]
+    with process(command) as child:
         wait_for(port, "/api/version")
         yield Target("direct upstream", port, child.pid)
 

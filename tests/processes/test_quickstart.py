@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import signal
 import socket
 from pathlib import Path
@@ -197,3 +198,4 @@ def test_a_long_data_directory_path_works(launch, tmp_path):
     assert elsewhere.name.startswith("trio-gateway-")
     assert elsewhere.stat().st_mode & 0o777 == 0o700
     assert second.stop()[0] == 0
+    shutil.rmtree(elsewhere)

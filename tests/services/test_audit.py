@@ -1,6 +1,8 @@
 """Refusals on their way to the audit log: none waits, none is lost, all are bounded."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import trio
 
@@ -30,8 +32,10 @@ class Faulty:
 
 
 def refusal(**changes) -> Refusal:
-    values = {"code": "endpoint_not_allowed", "status": 403, "method": "POST", "path": "/api/pull"}
-    return Refusal(**values | {"request_id": "req_1", "client": "10.0.0.1"} | changes)
+    plain = Refusal(
+        "endpoint_not_allowed", 403, "POST", "/api/pull", request_id="req_1", client="10.0.0.1"
+    )
+    return replace(plain, **changes)
 
 
 async def rows(postgres):
@@ -121,7 +125,7 @@ async def test_hostile_text_is_cut_and_made_printable(postgres):
 async def test_refusals_outlive_an_outage_of_the_store(postgres):
     """What cannot be written is kept, counted on, and written when the store is back."""
     with trio.fail_after(LIMIT):
-        store = Faulty(postgres)
+        store: Any = Faulty(postgres)
         log = AuditLog(store)
         async with trio.open_nursery() as nursery:
             await nursery.start(log.run)
@@ -140,7 +144,7 @@ async def test_refusals_outlive_an_outage_of_the_store(postgres):
 async def test_the_bound_holds_while_the_store_is_away(postgres):
     """A group that comes back joins what came since, within the bound."""
     with trio.fail_after(LIMIT):
-        store = Faulty(postgres)
+        store: Any = Faulty(postgres)
         store.failure = StoreUnavailable()
         log = AuditLog(store, bound=2)
         for path in ("/a", "/b", "/a", "/c", "/d"):
@@ -155,7 +159,7 @@ async def test_the_bound_holds_while_the_store_is_away(postgres):
 async def test_a_write_that_is_cancelled_loses_nothing(postgres):
     """Shutdown may cut a write; the flush that follows has it all."""
     with trio.fail_after(LIMIT):
-        store = Faulty(postgres)
+        store: Any = Faulty(postgres)
         store.stall = True
         log = AuditLog(store)
         async with trio.open_nursery() as nursery:

@@ -2,9 +2,11 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from argon2 import PasswordHasher
 
 from trio_gateway.clients.bridge import open_bridge
@@ -61,7 +63,7 @@ class World:
 
     def __init__(self, postgres: Postgres, secret: bytes) -> None:
         self.postgres = postgres
-        self.store = Watched(postgres)
+        self.store: Any = Watched(postgres)
         self.hashing = CountedSecrets()
         self.secret = secret
         self.accounts = Accounts(postgres, "test")
@@ -75,7 +77,7 @@ class World:
             self.store, self.secret, hashing=self.hashing, now=lambda: self.now, **choices
         )
 
-    async def key(self, **values) -> dict:
+    async def key(self, **values) -> dict[str, Any]:
         return await self.keys.issue("acme", values)
 
     async def sql(self, query, *args):
@@ -111,9 +113,7 @@ async def test_a_key_proves_its_tenant_and_the_limits_of_both(world):
     assert principal.tenant.weight_share == 3
     assert (principal.key.id, principal.key.public_id) == (key["id"], key["public_id"])
     assert principal.key.models == {"a:latest"}
-    assert principal.key.limits == Limits(
-        requests_per_minute=7, budget=5, budget_period=Period.DAY
-    )
+    assert principal.key.limits == Limits(requests_per_minute=7, budget=5, budget_period=Period.DAY)
 
 
 async def test_made_up_keys_are_refused_without_any_store(world):
@@ -312,7 +312,8 @@ async def test_a_cancelled_leader_leaves_its_followers_unharmed(world):
 async def test_followers_of_endless_cancelled_leaders_fail_closed(world):
     """A caller waits for a bounded number of others, then is told to try again."""
     key = await world.key()
-    scopes, outcomes = {}, []
+    scopes: dict[Any, trio.CancelScope] = {}
+    outcomes = []
 
     async def hang_up():
         scopes[trio.lowlevel.current_task()].cancel()
@@ -488,9 +489,10 @@ async def test_a_bug_in_the_store_reaches_every_caller_as_it_is(world):
 async def test_a_dead_server_is_store_unavailable():
     """The real client's failure arrives as 503."""
     with trio.fail_after(LIMIT):
-        async with open_bridge() as bridge, open_postgres(
-            bridge, "postgresql://postgres@127.0.0.1:1/none"
-        ) as postgres:
+        async with (
+            open_bridge() as bridge,
+            open_postgres(bridge, "postgresql://postgres@127.0.0.1:1/none") as postgres,
+        ):
             tenants = Tenants(postgres, b"s" * 32)
             with pytest.raises(StoreUnavailable):
                 await tenants.authenticate(new_key(b"s" * 32).text)
@@ -498,7 +500,7 @@ async def test_a_dead_server_is_store_unavailable():
                 await tenants.standing(["key_x"])
 
 
-async def with_old_hash(world: World) -> dict:
+async def with_old_hash(world: World) -> dict[str, Any]:
     key = await world.key()
     secret = key["key"].rsplit("-", 1)[1][:32]
     old = PasswordHasher(time_cost=1, memory_cost=1024, parallelism=1).hash(secret)
@@ -507,7 +509,7 @@ async def with_old_hash(world: World) -> dict:
 
 
 async def stored_hash(world: World) -> str:
-    return (await world.sql("SELECT hash FROM gateway.api_keys"))[0]["hash"]
+    return str((await world.sql("SELECT hash FROM gateway.api_keys"))[0]["hash"])
 
 
 async def test_a_hash_of_other_parameters_is_renewed_at_the_next_use(world):
@@ -562,3 +564,11 @@ async def test_standing_names_the_keys_that_may_go_on(world):
     asked = [row["id"] for row in (good, expired, revoked, disabled, orphan)]
     assert await world.tenants.standing([*asked, "key_gone"]) == {good["id"], expired["id"]}
     assert await world.tenants.standing([]) == set()
+
+
+async def test_a_database_without_an_installation_is_not_migrated(postgres):
+    """No key can be judged before the secret that signs them is there."""
+    with trio.fail_after(LIMIT):
+        await postgres.fetch("DELETE FROM gateway.installation")
+        with pytest.raises(NotMigrated):
+            await read_installation_secret(postgres)

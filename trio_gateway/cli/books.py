@@ -18,7 +18,7 @@ VERIFY = "trio_gateway.services.ledger.verify"
 async def compare(desk: Desk) -> dict[str, Any]:
     """Return `{"ok", "checked", "holds_open", "differences"}`."""
     verify = import_module(VERIFY).verify
-    async with open_redis(desk.bridge, desk.addresses.required_redis_url()) as redis:
+    async with open_redis(desk.addresses.required_redis_url()) as redis:
         try:
             found: dict[str, Any] = await verify(desk.postgres, redis)
         except StoreUnavailable as error:

@@ -12,17 +12,16 @@ from trio_gateway.cli.session import place
 from trio_gateway.core.errors import StoreUnavailable
 
 if TYPE_CHECKING:
-    from trio_gateway.clients.bridge import Bridge
     from trio_gateway.clients.redis import Redis
 
 CATALOG = "tg:catalog:*"
 
 
-async def check_redis(bridge: Bridge, url: str) -> tuple[list[Finding], bool]:
+async def check_redis(url: str) -> tuple[list[Finding], bool]:
     """Return what was found, and whether the running gateway sees models."""
     advice = "Start Redis, or correct REDIS_URL."
     try:
-        async with open_redis(bridge, url) as redis:
+        async with open_redis(url) as redis:
             try:
                 return await _examine(redis, url)
             except StoreUnavailable:

@@ -52,7 +52,7 @@ async def _examine(addresses: Addresses) -> list[Finding]:
         else:
             found.append(fail("postgres", "DATABASE_URL is not set", "Set it beside REDIS_URL."))
         if given.redis_url:
-            more, sees_models = await check_redis(bridge, given.redis_url)
+            more, sees_models = await check_redis(given.redis_url)
             found += more
         else:
             found.append(fail("redis", "REDIS_URL is not set", "Set it beside DATABASE_URL."))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -34,8 +34,3 @@ def database_url(data_dir: Path | None) -> str:
     from trio_gateway.cli.addresses import find  # noqa: PLC0415
 
     return find(data_dir).required_database_url()
-
-
-def rows_or_one(rows: list[dict[str, Any]]) -> str:
-    """Return `1 row` or `n rows`."""
-    return "1 row" if len(rows) == 1 else f"{len(rows)} rows"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import NoReturn
 
 import click
 
@@ -50,10 +51,10 @@ for command in (
     trunk.add_command(command)
 
 
-def main() -> None:
-    """Run the command line and exit."""
+def main(args: list[str] | None = None) -> NoReturn:
+    """Run the command line, by default this process's own, and exit."""
     try:
-        code = trunk.main(prog_name="trio-gateway", standalone_mode=False)
+        code = trunk.main(args, prog_name="trio-gateway", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help(), err=True)
         sys.exit(error.exit_code)

@@ -16,18 +16,16 @@ from trio_gateway.clients.redis import Redis
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from trio_gateway.clients.bridge import Bridge
-
 REDIS_LIMIT = 4.0  # seconds to reach Redis
 
 
 @asynccontextmanager
-async def open_redis(bridge: Bridge, url: str) -> AsyncIterator[Redis]:
+async def open_redis(url: str) -> AsyncIterator[Redis]:
     """Hold a connection to Redis; raises Failure where there is none, or the URL is none."""
     # the client tells a log of its troubles, which a command tells its user
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     try:
-        redis = Redis(bridge, url, {})
+        redis = Redis(url, {})
     except ValueError as error:
         raise Failure(str(error)) from error
     async with trio.open_nursery() as nursery:

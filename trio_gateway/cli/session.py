@@ -11,7 +11,7 @@ import trio
 
 from trio_gateway.cli.addresses import Addresses, find
 from trio_gateway.cli.door import Failure
-from trio_gateway.clients.bridge import Bridge, open_bridge
+from trio_gateway.clients.bridge import open_bridge
 from trio_gateway.clients.postgres import NotMigrated, Postgres, open_postgres
 from trio_gateway.core.errors import StoreUnavailable
 from trio_gateway.services.account_rows import Refused
@@ -39,7 +39,6 @@ class Desk:
     models: ModelBook
     reports: Reports
     postgres: Postgres
-    bridge: Bridge
     addresses: Addresses
 
 
@@ -76,7 +75,6 @@ async def _open(addresses: Addresses, url: str) -> AsyncIterator[Desk]:
             models=ModelBook(postgres, ACTOR),
             reports=Reports(postgres),
             postgres=postgres,
-            bridge=bridge,
             addresses=addresses,
         )
 
@@ -113,4 +111,5 @@ def place(url: str) -> str:
         return "the address given"
     folder = parse_qs(parts.query).get("host", [""])[0]
     path = parts.path if parts.scheme else ""
-    return f"{parts.netloc.rpartition('@')[2] or folder or 'localhost'}{path}"
+    host = parts.netloc.rpartition("@")[2] or folder
+    return f"{host}{path}" if host or path else "the address given"

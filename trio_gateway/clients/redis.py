@@ -1,69 +1,75 @@
-"""Redis through redis-py: one connection, one pipeline that all waiting calls share.
+"""Redis on a Trio socket: redis-py reads the address, hiredis speaks the protocol.
 
-A crossing into asyncio costs far more than a command, so one task takes whatever is waiting,
-sends it in one go, and hands the answers back. Commands are executed in the order in which
-they were given. While there is no connection every command fails at once: the gateway fails
-closed, and calls in flight go on without it.
+One connection serves every call. Commands go out in the order in which they were given, all
+that are waiting in one write, and their answers come back in that order. A round trip through
+redis.asyncio costs several times as much (tests/load/redis_bench.py), most of it the crossing
+into asyncio, and admission makes two for every call.
+
+While there is no connection every command fails at once: the gateway fails closed, and calls
+in flight go on without it. Which server this is, by its run id, is asked at each connect.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import deque
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import redis.asyncio as aioredis
+import hiredis
 import structlog
 import trio
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.asyncio.connection import parse_url
 
 from trio_gateway.core.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from trio_gateway.clients.bridge import Bridge
-
 log = structlog.get_logger()
 
-REPLY_LIMIT = 3.0  # seconds for one round trip, whatever is in it
-BATCH = 256  # commands in one round trip
-WAITING = 20_000  # commands waiting; more is an outage in all but name
+CONNECT_LIMIT = 3.0  # seconds to connect and greet
+REPLY_LIMIT = 3.0  # seconds for the oldest unanswered command
+WAITING = 20_000  # commands under way; more is an outage in all but name
 RETRY = 0.2  # seconds between attempts to connect
+READ = 65_536
+
+
+class ConnectionLost(Exception):
+    """The connection broke, or the server refused the greeting; the text is for the log."""
 
 
 class Pending:
     """A command under way; see `Redis.answer`."""
 
-    __slots__ = ("args", "done", "result")
+    __slots__ = ("args", "done", "result", "sent_at")
 
     def __init__(self, args: tuple[Any, ...]) -> None:
         """Made by `Redis.send` only."""
         self.args = args
         self.done = trio.Event()
-        self.result: Any = StoreUnavailable()
+        self.result: Any = None
+        self.sent_at = trio.current_time()
+
+    def fail(self) -> None:
+        """Say that there will be no answer."""
+        self.result = ConnectionLost()
+        self.done.set()
 
 
 class Redis:
     """Commands and scripts. Raises StoreUnavailable for anything but a good answer."""
 
-    def __init__(self, bridge: Bridge, url: str, scripts: Mapping[str, str]) -> None:
+    def __init__(self, url: str, scripts: Mapping[str, str]) -> None:
         """`scripts` maps names to Lua source; a bad URL raises ValueError."""
-        self._bridge = bridge
-        self._scripts = dict(scripts)
-        self._digests = {
-            name: hashlib.sha1(text.encode()).hexdigest()  # noqa: S324 - Redis names scripts so
-            for name, text in scripts.items()
-        }
         try:
-            # RESP 2, whose answers are flat lists of bytes and ints, as the readers here expect.
-            self._pool = aioredis.ConnectionPool.from_url(
-                url, protocol=2, socket_timeout=REPLY_LIMIT, socket_connect_timeout=REPLY_LIMIT
-            )
+            self._address: Mapping[str, Any] = parse_url(url)
         except ValueError as error:
             raise ValueError("REDIS_URL is not a Redis address") from error
-        self._waiting: deque[Pending] = deque()
+        self._tls = url.startswith("rediss:")
+        self._scripts = {_digest(text): text for text in scripts.values()}
+        self._digests = {name: _digest(text) for name, text in scripts.items()}
+        self._unsent: list[bytes] = []
+        self._unanswered: deque[Pending] = deque()
         self._wake = trio.Event()
         self.run_id = ""  # the server's, while connected
         self.connected_at = 0.0  # trio time of the last connect
@@ -74,25 +80,24 @@ class Redis:
         return bool(self.run_id)
 
     async def script(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """Run a registered script and return its raw answer (bytes, ints, lists)."""
-        return await self.command("EVALSHA", self._digests[name], len(keys), *keys, *args)
+        """Run a registered script and return its answer (bytes, ints, lists, None)."""
+        return await self.answer(self.send_script(name, keys, args))
 
     async def command(self, *args: Any) -> Any:
-        """Run one command and return its raw answer."""
+        """Run one command and return its answer."""
         return await self.answer(self.send(*args))
 
     def send_script(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Pending:
-        """Enqueue a script without waiting; see `send`."""
+        """Send a script without waiting; see `send`."""
         return self.send("EVALSHA", self._digests[name], len(keys), *keys, *args)
 
     def send(self, *args: Any) -> Pending:
-        """Enqueue a command without waiting; pass the result to `answer`, or forget it."""
+        """Send a command without waiting; pass the result to `answer`, or forget it."""
         pending = Pending(args)
-        if not self.run_id or len(self._waiting) >= WAITING:
-            pending.done.set()
+        if not self.run_id or len(self._unanswered) >= WAITING:
+            pending.fail()
         else:
-            self._waiting.append(pending)
-            self._wake.set()
+            self._enqueue(pending)
         return pending
 
     async def answer(self, pending: Pending) -> Any:
@@ -104,67 +109,141 @@ class Redis:
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep a connection and serve the commands; started once first connected."""
-        announced = False
-        down = False
+        announced = down = False
         while True:
-            connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
             try:
-                run_id = await self._bridge.run(self._connect, connection)
-                self.run_id, self.connected_at = run_id, trio.current_time()
-                log.info("redis_connected", again=announced)
-                down = False
-                if not announced:
-                    announced = True
-                    task_status.started()
-                await self._serve(connection)
-            except (RedisError, OSError, TimeoutError) as error:
+                async with await self._connect() as stream:
+                    log.info("redis_connected", again=announced)
+                    down = False
+                    if not announced:
+                        announced = True
+                        task_status.started()
+                    await self._serve(stream)
+            except (ConnectionLost, trio.BrokenResourceError, OSError) as error:
                 if not down:
-                    log.warning("redis_lost", error=type(error).__name__)
+                    log.warning("redis_lost", error=str(error) or type(error).__name__)
                 down = True
             finally:
-                self.run_id = ""
-                while self._waiting:
-                    self._waiting.popleft().done.set()
-                with trio.CancelScope(shield=True), suppress(RedisError, OSError, TimeoutError):
-                    await self._bridge.run(connection.disconnect, True)  # noqa: FBT003
+                self._disconnected()
             await trio.sleep(RETRY)
 
-    async def _connect(self, connection: Any) -> str:
-        await connection.connect()
-        await connection.send_command("INFO", "server")
-        info = (await connection.read_response()).decode()
-        for text in self._scripts.values():
-            await connection.send_command("SCRIPT", "LOAD", text)
-            await connection.read_response()
-        fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+    def _enqueue(self, pending: Pending) -> None:
+        self._unsent.append(hiredis.pack_command(pending.args))
+        self._unanswered.append(pending)
+        self._wake.set()
+
+    def _disconnected(self) -> None:
+        self.run_id = ""
+        self._unsent.clear()
+        while self._unanswered:
+            self._unanswered.popleft().fail()
+
+    async def _connect(self) -> trio.abc.Stream:
+        with trio.move_on_after(CONNECT_LIMIT):
+            stream = await self._open()
+            try:
+                self.run_id = await self._greet(stream)
+            except BaseException:
+                await trio.aclose_forcefully(stream)
+                raise
+            self.connected_at = trio.current_time()
+            return stream
+        raise ConnectionLost("no answer in time")
+
+    async def _open(self) -> trio.abc.Stream:
+        if path := self._address.get("path"):
+            return await trio.open_unix_socket(path)
+        host = self._address.get("host", "localhost")
+        port = self._address.get("port", 6379)
+        if self._tls:
+            return await trio.open_ssl_over_tcp_stream(host, port)
+        return await trio.open_tcp_stream(host, port)
+
+    async def _greet(self, stream: trio.abc.Stream) -> str:
+        """Authenticate, choose the database, load the scripts, and ask which server this is."""
+        commands: list[tuple[Any, ...]] = []
+        if password := self._address.get("password"):
+            user = self._address.get("username")
+            commands.append(("AUTH", user, password) if user else ("AUTH", password))
+        if database := self._address.get("db"):
+            commands.append(("SELECT", database))
+        commands += [("SCRIPT", "LOAD", text) for text in self._scripts.values()]
+        commands.append(("INFO", "server"))
+        await stream.send_all(b"".join(map(hiredis.pack_command, commands)))
+        reader = hiredis.Reader()
+        answer: Any = None
+        for _ in commands:
+            while (answer := reader.gets()) is False:
+                reader.feed(await _read(stream))
+            if isinstance(answer, Exception):
+                raise ConnectionLost(str(answer).partition(" ")[0])
+        fields = dict(line.split(":", 1) for line in answer.decode().splitlines() if ":" in line)
         return str(fields["run_id"])
 
-    async def _serve(self, connection: Any) -> None:
+    async def _serve(self, stream: trio.abc.Stream) -> None:
+        async with trio.open_nursery(strict_exception_groups=True) as nursery:
+            nursery.start_soon(self._write, stream)
+            nursery.start_soon(self._watch, nursery.cancel_scope)
+            await self._read_answers(stream)
+            nursery.cancel_scope.cancel()
+        raise ConnectionLost("the connection ended")
+
+    async def _write(self, stream: trio.abc.Stream) -> None:
         while True:
-            while not self._waiting:
+            while not self._unsent:
                 self._wake = trio.Event()
                 await self._wake.wait()
-            batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+            data = b"".join(self._unsent)
+            self._unsent.clear()
             try:
-                await self._bridge.run(self._exchange, connection, batch)
-            finally:
-                for pending in batch:
-                    pending.done.set()
+                await stream.send_all(data)
+            except trio.BrokenResourceError:
+                return  # the reader finds the end as well
 
-    async def _exchange(self, connection: Any, batch: list[Pending]) -> None:
-        await self._round_trip(connection, batch)
-        unknown = [pending for pending in batch if isinstance(pending.result, NoScriptError)]
-        if unknown:  # SCRIPT FLUSH; these were not executed, so sending them again is safe
-            await self._connect(connection)
-            await self._round_trip(connection, unknown)
-        for pending in batch:
-            if isinstance(pending.result, ResponseError):
-                log.error("redis_refused", error=str(pending.result)[:200])
+    async def _watch(self, scope: trio.CancelScope) -> None:
+        """Give up a connection on which an answer is overdue."""
+        while True:
+            await trio.sleep(REPLY_LIMIT / 3)
+            waiting = self._unanswered
+            if waiting and trio.current_time() - waiting[0].sent_at > REPLY_LIMIT:
+                scope.cancel()
 
-    async def _round_trip(self, connection: Any, batch: list[Pending]) -> None:
-        await connection.send_packed_command(connection.pack_commands([p.args for p in batch]))
-        for pending in batch:
+    async def _read_answers(self, stream: trio.abc.Stream) -> None:
+        reader = hiredis.Reader()
+        while True:
             try:
-                pending.result = await connection.read_response()
-            except ResponseError as error:
-                pending.result = error
+                data = await stream.receive_some(READ)
+            except trio.BrokenResourceError:
+                return
+            if not data:
+                return
+            try:
+                reader.feed(bytes(data))
+                while (answer := reader.gets()) is not False:
+                    self._take(self._unanswered.popleft(), answer)
+            except (hiredis.ProtocolError, IndexError):
+                return  # this is no Redis, or it answers what nobody asked
+
+    def _take(self, pending: Pending, answer: Any) -> None:
+        if isinstance(answer, hiredis.ReplyError):
+            if str(answer).startswith("NOSCRIPT"):
+                # SCRIPT FLUSH. It was not executed, so sending it again is safe, and loading
+                # goes out before it.
+                for text in self._scripts.values():
+                    self._enqueue(Pending(("SCRIPT", "LOAD", text)))
+                self._enqueue(pending)
+                return
+            log.error("redis_refused", error=str(answer)[:200])
+        pending.result = answer
+        pending.done.set()
+
+
+async def _read(stream: trio.abc.Stream) -> bytes:
+    data = bytes(await stream.receive_some(READ))
+    if not data:
+        raise ConnectionLost("the connection ended")
+    return data
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha1(text.encode()).hexdigest()  # noqa: S324 - Redis names scripts so

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -35,31 +36,36 @@ if TYPE_CHECKING:
 
 # Upstream refused these before it did any work: they cost nothing.
 UNTOUCHED = (InvalidCall, ModelNotFound, UpstreamUnavailable)
+ANSWERED = (Outcome.COMPLETED, Outcome.CUT)
 SETTLE_LIMIT = 5.0  # seconds; after it the writer goes on by itself, and the sweep stands behind
 
 
 @dataclass(frozen=True, slots=True)
 class Errand:
-    """A call and whose it is: all that admission wants to know."""
+    """A call and whose it is: all that admission wants to know.
+
+    `deadline` is the trio time by which it must be over, the queue included.
+    """
 
     request_id: str
     principal: Principal
     call: Call
     priority: Priority = "live"
     batch_id: str | None = None
+    deadline: float = math.inf
 
 
 class Admission:
     """The account of one admitted call while it runs."""
 
     def __init__(self, errand: Errand, route: Route, hold: Hold, standing: Standing) -> None:
-        """Begin with nothing dispatched and the outcome `aborted`: a hang-up has no other word."""
+        """Begin with nothing dispatched, and no end but the one that a cancel leaves."""
         self.errand = errand
         self.route = route
         self.hold = hold
         self.standing = standing
         self.count = Count(estimate=estimate(errand.call), ceiling=hold.ceiling)
-        self.outcome = Outcome.ABORTED
+        self.outcome: Outcome | None = None
         self.status_code = 499
         self.backend = ""
         self._began = trio.current_time()
@@ -73,7 +79,8 @@ class Admission:
     def answered(self) -> None:
         """Note the first bytes from upstream."""
         self._first_byte = trio.current_time()
-        self.status_code = 200
+        if self.errand.call.stream:
+            self.status_code = 200
 
     def meter(self, chunk: Chunk) -> bool:
         """Count one chunk; return whether the ceiling has been passed."""
@@ -84,6 +91,8 @@ class Admission:
     def finish(self, outcome: Outcome) -> None:
         """Say how the call ended."""
         self.outcome = outcome
+        if outcome in ANSWERED:
+            self.status_code = 200
 
     def fail(self, error: Exception) -> None:
         """Take the outcome from an error; an answer that has begun keeps its status."""
@@ -105,7 +114,7 @@ class Admission:
             endpoint=self.errand.call.endpoint,
             model=self.errand.call.model,
             status_code=self.status_code,
-            outcome=self.outcome,
+            outcome=self.outcome or Outcome.ABORTED,
             basis=usage.basis,
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
@@ -120,30 +129,33 @@ class Admission:
 
 
 @asynccontextmanager
-async def admit(
-    gate: Gate, leash: Leash, errand: Errand, route: Route
-) -> AsyncIterator[Admission]:
+async def admit(gate: Gate, leash: Leash, errand: Errand, route: Route) -> AsyncIterator[Admission]:
     """Reserve, wait for a slot, and lend the admission; leaving releases and settles.
 
     A slot that is free at once is taken first, so that the reserve can write the phase. Raises
-    RateLimited, BudgetExhausted, Overloaded or StoreUnavailable.
+    RateLimited, BudgetExhausted, Overloaded, UpstreamTimeout, StoreUnavailable or the leash's
+    reason.
     """
     tenant = errand.principal.tenant
     slot = gate.backends.try_take(tenant.id, tenant.weight_share, route.backends)
     try:
-        hold, standing = await gate.quota.reserve(_ask(gate, errand, route, slot))
+        with leash.cover(errand.deadline) as reserving:
+            hold, standing = await gate.quota.reserve(_ask(gate, errand, route, slot))
+        reserving.fail_if_late()
     except BaseException:
         if slot is not None:
             slot.release()
         raise
     admission = Admission(errand, route, hold, standing)
     try:
-        if slot is None:
-            slot = await gate.backends.take(
-                tenant.id, tenant.weight_share, route.backends, errand.priority
-            )
-            await gate.quota.mark_dispatched(hold)
-        await trio.lowlevel.checkpoint_if_cancelled()
+        with leash.cover(errand.deadline) as waiting:
+            if slot is None:
+                slot = await gate.backends.take(
+                    tenant.id, tenant.weight_share, route.backends, errand.priority
+                )
+                await gate.quota.mark_dispatched(hold)
+            await trio.lowlevel.checkpoint_if_cancelled()
+        waiting.fail_if_late()
         admission.dispatched(slot.backend)
         yield admission
     except Exception as error:
@@ -152,8 +164,8 @@ async def admit(
     finally:
         if slot is not None:
             slot.release()
-        if admission.outcome is Outcome.ABORTED and not leash.client_left:
-            admission.finish(Outcome.DRAINED)  # cancelled from outside: the server is stopping
+        if admission.outcome is None:  # cancelled: the client left, or the server is stopping
+            admission.finish(Outcome.ABORTED if leash.client_left else Outcome.DRAINED)
         await _settle(gate, admission)
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 FAREWELL_LIMIT = 2.0  # seconds for the client to take the last word
-TRAILER_LIMIT = 1.0  # seconds for upstream to end its body after the last object
+TRAILER_LIMIT = 0.5  # seconds for upstream to end its body after the last object
 EMBEDDINGS_LIMIT = 64 * 1024 * 1024  # bytes of one embeddings answer
 
 Item = list[Chunk] | GatewayError
@@ -56,51 +56,70 @@ async def carry(
 
     Started with the admission and a channel of chunk batches; the last item is a GatewayError
     where the call broke. Raises whatever `admit` and `open` raise, and the leash's reason.
+    Once started it raises nothing but ClientStalled, where nobody took the last item: the
+    channel's end must then not be taken for the answer's.
     """
     route = gate.authorize(errand.principal, errand.call.model)
-    errand = replace(errand, call=_permitted(errand.call, route))
     deadline = trio.current_time() + gate.rules.call_timeout
-    with leash.cover(deadline) as opening:
-        async with admit(gate, leash, errand, route) as admission:
-            admission.hold.swept = lambda: leash.cut(StoreUnavailable())
-
-            def begin(body: Body) -> None:
-                opening.release()
-                task_status.started((admission, body))
-
-            await _exchange(gate, leash, admission, deadline, begin)
-        return
-    raise UpstreamTimeout  # its own deadline passed before the call had begun to answer
+    errand = replace(errand, call=_permitted(errand.call, route), deadline=deadline)
+    async with admit(gate, leash, errand, route) as admission:
+        admission.hold.swept = lambda: leash.cut(StoreUnavailable())
+        heard = await _exchange(gate, leash, admission, task_status)
+    if not heard:
+        raise ClientStalled
 
 
 async def _exchange(
+    gate: Gate, leash: Leash, admission: Admission, task_status: trio.TaskStatus[Started]
+) -> bool:
+    """Relay, then say how it ended; return whether somebody heard it."""
+    send, receive = trio.open_memory_channel[Item](0)
+    with send:
+        # Upstream is closed by now: only our own word waits for a slow client.
+        error = await _answer(
+            gate, leash, admission, send, lambda: task_status.started((admission, receive))
+        )
+        if error is None:
+            return True
+        if not isinstance(error, ClientStalled):
+            with trio.move_on_after(FAREWELL_LIMIT):
+                await send.send(error)
+                return True
+    return False
+
+
+async def _answer(
     gate: Gate,
     leash: Leash,
     admission: Admission,
-    deadline: float,
-    begin: Callable[[Body], None],
-) -> None:
-    """Open upstream and relay; whatever goes wrong after `begin` ends in the channel."""
-    call = admission.errand.call
-    async with gate.upstream.open(
-        admission.backend, call.upstream, _encode(gate, admission)
-    ) as reply:
-        first = await _receive(reply, call)
-        if first is None:
-            raise UpstreamError
-        admission.answered()
-        send, receive = trio.open_memory_channel[Item](0)
-        begin(receive)
-        with send:
+    send: trio.MemorySendChannel[Item],
+    begin: Callable[[], None],
+) -> GatewayError | None:
+    """Open upstream and relay to the end; whatever goes wrong after `begin` is returned."""
+    call, deadline = admission.errand.call, admission.errand.deadline
+    with leash.cover(deadline) as opening:
+        async with gate.upstream.open(
+            admission.backend, call.upstream, _encode(gate, admission)
+        ) as reply:
+            batches = _Batches(reply, call)
+            first = await batches.receive()
+            # A cut that came together with the first bytes still has a status of its own.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            admission.answered()
+            opening.release()
+            begin()
             try:
-                with leash.cover(deadline):
-                    await _relay(gate, admission, first, reply, send)
-                    return
-                raise UpstreamTimeout
+                with leash.cover(deadline) as relaying:
+                    await _relay(gate, admission, first, batches, send)
+                relaying.fail_if_late()
             except Exception as error:  # noqa: BLE001 - `_farewell` logs what is not ours
                 admission.fail(error)
-                with trio.move_on_after(FAREWELL_LIMIT, shield=True):
-                    await send.send(_farewell(error))
+                return _farewell(error)
+            if admission.outcome is Outcome.COMPLETED:
+                send.close()
+                await _read_out(reply)
+            return None
+    raise UpstreamTimeout  # its own deadline passed before the call had begun to answer
 
 
 def _encode(gate: Gate, admission: Admission) -> bytes:
@@ -114,19 +133,43 @@ def _encode(gate: Gate, admission: Admission) -> bytes:
     )
 
 
-async def _receive(reply: Reply, call: Call) -> list[Chunk] | None:
-    """Return the chunks that have arrived, all of them in one go; None at the end."""
-    if not call.generates:
-        return [parse_chunk(call, await reply.read(EMBEDDINGS_LIMIT))]
-    lines = await anext(reply, None)
-    return None if lines is None else [parse_chunk(call, line) for line in lines]
+class _Batches:
+    """Upstream's reply as batches of chunks, each of all that have arrived.
+
+    A line that breaks the reply does so at the next step, after the good ones before it.
+    """
+
+    __slots__ = ("_broken", "_call", "_reply")
+
+    def __init__(self, reply: Reply, call: Call) -> None:
+        self._reply = reply
+        self._call = call
+        self._broken: GatewayError | None = None
+
+    async def receive(self) -> list[Chunk]:
+        """Return the next chunks, at least one; an end without `done` is an UpstreamError."""
+        if self._broken is not None:
+            raise self._broken
+        if not self._call.generates:
+            return [parse_chunk(self._call, await self._reply.read(EMBEDDINGS_LIMIT))]
+        batch: list[Chunk] = []
+        try:
+            for line in await anext(self._reply, ()):
+                batch.append(parse_chunk(self._call, line))  # noqa: PERF401 - kept when one fails
+        except UpstreamError as error:
+            if not batch:
+                raise
+            self._broken = error
+        if not batch:
+            raise UpstreamError
+        return batch
 
 
 async def _relay(
     gate: Gate,
     admission: Admission,
     batch: list[Chunk],
-    reply: Reply,
+    batches: _Batches,
     send: trio.MemorySendChannel[Item],
 ) -> None:
     """Meter and hand on every batch; ends with the done chunk, or at the ceiling."""
@@ -140,14 +183,9 @@ async def _relay(
             if chunk.done:
                 admission.finish(Outcome.COMPLETED)
                 await _send(gate, send, batch[: at + 1])
-                send.close()
-                await _read_out(reply)
                 return
         await _send(gate, send, batch)
-        following = await _receive(reply, admission.errand.call)
-        if following is None:
-            raise UpstreamError  # a clean end without `done` is no end
-        batch = following
+        batch = await batches.receive()
 
 
 async def _send(gate: Gate, send: trio.MemorySendChannel[Item], batch: list[Chunk]) -> None:

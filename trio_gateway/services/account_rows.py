@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from trio_gateway.core.domain import Period
-from trio_gateway.core.keys import ALPHABET
+from trio_gateway.core.keys import ALPHABET, PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -149,7 +149,9 @@ def storable(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a name for a message: one line, not long, quoted."""
+    """Return a name for a message: one line, not long, quoted; never the text of a key."""
+    if text.startswith(PREFIX):
+        return "of that text"
     return "'" + "".join(c if c.isprintable() else "?" for c in text[:80]) + "'"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from trio_gateway.clients.postgres import Missing
 from trio_gateway.core.keys import last4, new_key, parse_key
 from trio_gateway.services.account_rows import (
     NotFound,
@@ -77,10 +76,7 @@ class Keyring:
         _check(values)
         key = new_key(self._installation_secret)
         encoded = await self._hashing.hash(key.secret)
-        try:
-            row = await self._postgres.transact(self._issue, tenant, key, encoded, values)
-        except Missing as error:
-            raise NotFound("the tenant has just been deleted") from error
+        row = await self._postgres.transact(self._issue, tenant, key, encoded, values)
         return {**row, "key": key.text}
 
     async def listing(
@@ -123,7 +119,7 @@ class Keyring:
     async def _issue(
         self, connection: Connection, tenant: str, key: NewKey, encoded: str, values: Row
     ) -> Row:
-        owner = await find_tenant(connection, tenant)
+        owner = await find_tenant(connection, tenant, lock=True)
         key_id = new_id("key_")
         check_narrows(_changed({"budget": None, "budget_period": "month"}, values), owner)
         made = {"id": key_id, "tenant_id": owner["id"], **_secret(key, encoded), **values}

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from trio_gateway.core.errors import UpstreamTimeout
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -29,6 +31,11 @@ class Cover:
         """Take the block off the leash and its deadline: an inner cover has taken over."""
         self._scopes.discard(self.scope)
         self.scope.deadline = math.inf
+
+    def fail_if_late(self) -> None:
+        """Raise UpstreamTimeout, after the block, where its deadline ended it."""
+        if self.scope.cancelled_caught:
+            raise UpstreamTimeout
 
 
 class Leash:
@@ -58,8 +65,8 @@ class Leash:
     def cover(self, deadline: float = math.inf) -> Iterator[Cover]:
         """Let a cut, or the deadline (trio time), end this block.
 
-        After a cut the block raises its reason; after the deadline it ends, and the caller of
-        this block finds out by having no result.
+        After a cut the block raises its reason; after the deadline it just ends: ask the cover
+        with `fail_if_late`.
         """
         with trio.CancelScope(deadline=deadline) as scope:
             if self.reason is not None:

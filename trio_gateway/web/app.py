@@ -11,7 +11,7 @@ from werkzeug.exceptions import HTTPException
 
 from trio_gateway.core.errors import CallTooLarge, EndpointNotAllowed, GatewayError
 from trio_gateway.web import health, inference, metadata
-from trio_gateway.web.connection import Connection, Request
+from trio_gateway.web.connection import Connection, Handshake, Request
 from trio_gateway.web.replies import error_reply
 from trio_gateway.web.routes import EXACT, INFERENCE
 
@@ -36,6 +36,7 @@ class GatewayApp(QuartTrio):
     """A Quart-Trio application; `gateway` is set by whoever starts it."""
 
     asgi_http_class = Connection
+    asgi_websocket_class = Handshake
     request_class = Request
     gateway: Gateway
 

@@ -10,12 +10,12 @@ import secrets
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-import structlog
 import trio
-from quart_trio.asgi import TrioASGIHTTPConnection
+from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
 from quart_trio.wrappers import TrioRequest
 
 from trio_gateway.clients.hangups import abort, socket_of
+from trio_gateway.core.errors import EndpointNotAllowed
 from trio_gateway.web.replies import error_reply
 from trio_gateway.web.routes import screen
 
@@ -53,6 +53,11 @@ class Request(TrioRequest):
         self.nursery.cancel_scope.cancel()
 
 
+def new_request_id() -> str:
+    """Return the `x-request-id` of one answer."""
+    return "req_" + secrets.token_hex(12)
+
+
 class Connection(TrioASGIHTTPConnection):
     """Quart-Trio's connection for one request, with the gateway's screen in front."""
 
@@ -60,7 +65,7 @@ class Connection(TrioASGIHTTPConnection):
         """Refuse, or serve in a nursery that ends with the client."""
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]
         raw_path = scope["raw_path"].decode("latin-1")
-        request_id = "req_" + secrets.token_hex(12)
+        request_id = new_request_id()
         gateway = self.app.gateway  # type: ignore[attr-defined]
         preflight = gateway.cors.preflight(scope)
         if preflight is not None:
@@ -68,7 +73,7 @@ class Connection(TrioASGIHTTPConnection):
             return
         refusal = screen(scope, raw_path)
         if refusal is not None:
-            await self._refuse(send, request_id, raw_path, refusal)
+            await _refuse(self.app, scope, send, refusal)
             return
         request: Request = self._create_request_from_scope(send)  # type: ignore[assignment]
         request.request_id, request.raw_path, request.leash = request_id, raw_path, None
@@ -79,7 +84,9 @@ class Connection(TrioASGIHTTPConnection):
             async with trio.open_nursery() as nursery:
                 request.nursery = nursery
                 if request.socket_stream is not None:
-                    watched = gateway.hangups.watch(request.socket_stream.socket.fileno(), request.hung_up)
+                    watched = gateway.hangups.watch(
+                        request.socket_stream.socket.fileno(), request.hung_up
+                    )
                     stack.enter_context(watched)
                 nursery.start_soon(self.handle_messages, nursery, request, receive)
                 nursery.start_soon(self.handle_request, nursery, request, send)
@@ -90,19 +97,37 @@ class Connection(TrioASGIHTTPConnection):
         request.note_hangup()
         nursery.cancel_scope.cancel()
 
-    async def _refuse(self, send: Any, request_id: str, raw_path: str, error: GatewayError) -> None:
-        gateway = self.app.gateway  # type: ignore[attr-defined]
-        scope: dict[str, Any] = self.scope  # type: ignore[assignment]
-        gateway.refused(error, scope["method"], raw_path, gateway.client_of(scope), request_id)
-        body, headers = error_reply(raw_path, error)
+
+class Handshake(TrioASGIWebsocketConnection):
+    """A WebSocket's handshake: no route speaks it, so each is an unknown endpoint."""
+
+    async def __call__(self, receive: Any, send: Any) -> None:
+        """Refuse."""
+        del receive
+        scope: dict[str, Any] = {**self.scope, "method": "GET"}
+        await _refuse(self.app, scope, send, EndpointNotAllowed())
+
+
+async def _refuse(app: Any, scope: dict[str, Any], send: Any, error: GatewayError) -> None:
+    """Answer before anything of the request is looked at."""
+    raw_path, request_id = scope["raw_path"].decode("latin-1"), new_request_id()
+    client = app.gateway.client_of(scope)
+    app.gateway.refused(error, scope["method"], raw_path, client, request_id)
+    body, headers = error_reply(raw_path, error)
+    headers["x-request-id"] = request_id
+    if scope["http_version"].startswith("1"):
         # Closed afterwards: whatever follows on this connection was never agreed upon.
-        headers |= {"x-request-id": request_id, "connection": "close"}
-        pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            await _answer(send, error.status, body, pairs)
+        headers["connection"] = "close"
+    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+    prefix = "" if scope["type"] == "http" else "websocket."
+    await _answer(send, error.status, body, pairs, prefix)
 
 
-async def _answer(send: Any, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-    headers = [*headers, (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+async def _answer(
+    send: Any, status: int, body: bytes, headers: list[tuple[bytes, bytes]], prefix: str = ""
+) -> None:
+    """Send a whole answer; `prefix` tells a refused WebSocket's events from HTTP's."""
+    if status != 204:
+        headers = [*headers, (b"content-length", str(len(body)).encode())]
+    await send({"type": f"{prefix}http.response.start", "status": status, "headers": headers})
+    await send({"type": f"{prefix}http.response.body", "body": body, "more_body": False})

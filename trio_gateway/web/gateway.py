@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from trio_gateway.web.cors import Cors
 
 log = structlog.get_logger()
+
+_KEY = re.compile(r"sk-tg-[^/]*")  # some clients are set up with their key in the path
 
 
 @dataclass(slots=True)
@@ -76,7 +79,7 @@ class Gateway:
             code=error.code,
             status=error.status,
             method=method,
-            path=path,
+            path=_KEY.sub("sk-tg-…", path),
             request_id=request_id,
             client=client,
             tenant_id=principal.tenant.id if principal else None,

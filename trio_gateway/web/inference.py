@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from trio_gateway.dialects.table import Rendering
-    from trio_gateway.pipeline.exchange import Body
+    from trio_gateway.pipeline.exchange import Body, Started
     from trio_gateway.services.live import Leash
     from trio_gateway.web.connection import Request
     from trio_gateway.web.gateway import Gateway
@@ -53,11 +53,25 @@ async def infer() -> Response:
     errand = Errand(asked.request_id, leash.principal, call)
     if call.stream and gateway.settings.sse_keepalive and asked.raw_path.startswith("/v1/"):
         return _early_stream(gateway, leash, asked, errand, rendering)
-    admission, chunks = await asked.nursery.start(carry, gateway.gate, leash, errand)
+    admission, chunks = await asked.nursery.start(_carry, asked, gateway, leash, errand)
     headers = standing_headers(admission.standing)
     if call.stream:
-        return Response(_stream(asked, chunks, rendering), 200, headers, rendering.content_type)
+        return Response(_stream(chunks, rendering), 200, headers, rendering.content_type)
     return Response(await _whole(chunks, rendering), 200, headers, rendering.content_type)
+
+
+async def _carry(
+    asked: Request,
+    gateway: Gateway,
+    leash: Leash,
+    errand: Errand,
+    task_status: trio.TaskStatus[Started],
+) -> None:
+    """Carry the call; a client that takes nothing more is cut off, as no word reaches it."""
+    try:
+        await carry(gateway.gate, leash, errand, task_status=task_status)
+    except ClientStalled:
+        asked.reset_client()
 
 
 def _preload(gateway: Gateway, leash: Leash, preload: Preload) -> Response:
@@ -77,16 +91,18 @@ async def _whole(chunks: Body, rendering: Rendering) -> bytes:
     return rendering.body()
 
 
-async def _stream(asked: Request, chunks: Body, rendering: Rendering) -> AsyncIterator[bytes]:
+async def _stream(chunks: Body, rendering: Rendering) -> AsyncIterator[bytes]:
+    done = False
     async for item in chunks:
         if isinstance(item, GatewayError):
-            if isinstance(item, ClientStalled):
-                asked.reset_client()
             yield rendering.error(item)
             return
+        done = item[-1].done
         encoded = b"".join([rendering.chunk(chunk) for chunk in item])
         if encoded:
             yield encoded
+    if not done:  # the last word came too late to be sent
+        yield rendering.error(ClientStalled())
 
 
 def _early_stream(
@@ -100,7 +116,7 @@ def _early_stream(
 
     async def begin() -> None:
         try:
-            _, chunks = await asked.nursery.start(carry, gateway.gate, leash, errand)
+            _, chunks = await asked.nursery.start(_carry, asked, gateway, leash, errand)
         except GatewayError as error:
             gateway.refused_call(error, asked)
             await opened.send(error)
@@ -117,7 +133,7 @@ def _early_stream(
         if isinstance(item, GatewayError):
             yield rendering.error(item)
             return
-        async for piece in _stream(asked, item, rendering):
+        async for piece in _stream(item, rendering):
             yield piece
 
     return Response(events(), 200, content_type=rendering.content_type)

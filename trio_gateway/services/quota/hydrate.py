@@ -15,7 +15,7 @@ from trio_gateway.core.errors import StoreUnavailable
 from trio_gateway.services.quota.keys import EPOCH, tenant_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from trio_gateway.clients.postgres import Postgres
     from trio_gateway.clients.redis import Redis
@@ -52,7 +52,7 @@ class Hydrator:
         since, now = await self._redis.script("epoch", [EPOCH], [self._redis.run_id])
         return max(0.0, float(since + self._wait_us - now) / 1_000_000)
 
-    async def warm(self, tenant_id: str, needed: Iterable[tuple[str, str]]) -> None:
+    async def warm(self, tenant_id: str, needed: Sequence[tuple[str, str]]) -> None:
         """Assign the counters `needed` (scope, period kind) and those in use.
 
         Raises StoreUnavailable while the epoch is young, or where the stores do not answer.
@@ -71,10 +71,14 @@ class Hydrator:
                 self._locks.pop(tenant_id, None)
         raise StoreUnavailable(retry_after=1)
 
-    async def _attempt(self, tenant_id: str, needed: Iterable[tuple[str, str]]) -> bool:
+    async def _attempt(self, tenant_id: str, needed: Sequence[tuple[str, str]]) -> bool:
         keys = tenant_keys(tenant_id)
         run_id = self._redis.run_id
-        gen, now_us, open_holds, fields = await self._redis.script("hydrate_begin", keys, [])
+        pairs = [word for pair in needed for word in pair]
+        begun = await self._redis.script("hydrate_begin", keys, [run_id, *pairs])
+        if begun is None:
+            return True
+        gen, now_us, open_holds, fields = begun
         today = datetime.fromtimestamp(now_us / 1_000_000, UTC).date()
         wanted = {(scope, _label(kind, today)): _first(kind, today) for scope, kind in needed}
         for name in fields:

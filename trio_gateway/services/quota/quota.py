@@ -26,7 +26,7 @@ HYDRATIONS = 5
 ANNOUNCE_EVERY = 60.0  # seconds; the sweeper unlists a tenant only ten times later
 TENANTS_KNOWN = 10_000
 UNSETTLED = 20_000  # settles kept for Redis to come back; the sweep finds the rest
-WINDOW_US = 60_000_000
+WINDOW = 60.0  # seconds
 
 REFUSALS = {
     "budget": "The token budget is exhausted.",
@@ -50,20 +50,36 @@ class Ask:
     opaque: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A reserve that was sent and not answered: its row, should it have taken a hold after all."""
+
+    row: LedgerRow
+    since: float  # trio time
+
+
 class Quota:
     """Reserves, marks and settles; owns the live holds of this worker."""
 
     def __init__(
-        self, redis: Redis, hydrator: Hydrator, *, lease: float, min_output: int, in_flight: int
+        self,
+        redis: Redis,
+        hydrator: Hydrator,
+        *,
+        lease: float,
+        min_output: int,
+        in_flight: int,
+        window: float = WINDOW,
     ) -> None:
-        """`lease` is in seconds, `in_flight` is the cap of open holds per tenant."""
+        """`lease` and `window` are in seconds, `in_flight` is the cap of open holds per tenant."""
         self._redis = redis
         self._hydrator = hydrator
         self.lease_us = int(lease * 1_000_000)
         self._min_output = min_output
         self._in_flight = in_flight
+        self._window_us = int(window * 1_000_000)
         self.live: dict[str, Hold] = {}
-        self.doubtful: dict[str, tuple[str, LedgerRow]] = {}
+        self.doubtful: dict[str, Doubt] = {}
         self.unsettled: dict[str, LedgerRow] = {}
         self._announced: dict[str, float] = {}
 
@@ -108,7 +124,7 @@ class Quota:
             self.lease_us,
             DISPATCHED if ask.dispatched else QUEUED,
             self._in_flight,
-            WINDOW_US,
+            self._window_us,
             orjson.dumps(ask.opaque),
             *_limit_args(tenant.limits),
             *_limit_args(key.limits),
@@ -116,20 +132,21 @@ class Quota:
         # Shielded: a hang-up must not leave a hold that was committed but not heard of. The
         # client bounds the wait.
         with trio.CancelScope(shield=True):
+            pending = self._redis.send_script("reserve", call_keys(tenant.id, key.id), args)
+            sent = not pending.done.is_set()
             try:
-                return await self._redis.script("reserve", call_keys(tenant.id, key.id), args)
+                return await self._redis.answer(pending)
             except StoreUnavailable:
-                self._doubt(ask)
+                if sent:
+                    self._doubt(ask)
                 raise
 
     def _doubt(self, ask: Ask) -> None:
         # The hold may have been taken all the same; `settle_doubts` finds out.
         if len(self.doubtful) < UNSETTLED:
             tenant, key = ask.principal.tenant, ask.principal.key
-            self.doubtful[ask.request_id] = (
-                tenant.id,
-                refused_row(ask.request_id, tenant.id, key.id, ask.opaque, 0, 0),
-            )
+            row = refused_row(ask.request_id, tenant.id, key.id, ask.opaque, 0, 0)
+            self.doubtful[ask.request_id] = Doubt(row, trio.current_time())
 
     def _admitted(self, ask: Ask, reply: Any) -> tuple[Hold, Standing]:
         started_us, ceiling, cost, text = reply[10:14]
@@ -163,9 +180,13 @@ class Quota:
         self._announced.clear()
 
     async def mark_dispatched(self, hold: Hold) -> None:
-        """Write the phase before upstream is opened; raises StoreUnavailable."""
+        """Write the phase before upstream is opened.
+
+        Raises StoreUnavailable, also where the hold was gone: a sweeper may have closed its account.
+        """
         hold.phase = DISPATCHED
-        await self.renewed([hold], self.send_renewal([hold]))
+        if await self.renewed([hold], self.send_renewal([hold])):
+            raise StoreUnavailable(retry_after=1)
 
     def send_renewal(self, holds: Sequence[Hold]) -> Pending:
         """Send the renewal of holds of one tenant, with the latest counts."""
@@ -190,7 +211,6 @@ class Quota:
         sent = []
         for row in rows:
             self.live.pop(row.request_id, None)
-            self.unsettled[row.request_id] = row
             keys = call_keys(row.tenant_id, row.key_id)
             args = [row.request_id, row.charged_tokens]
             sent.append((row, self._redis.send_script("settle", keys, args)))
@@ -198,8 +218,8 @@ class Quota:
             try:
                 await self._redis.answer(pending)
             except StoreUnavailable:
-                if len(self.unsettled) > UNSETTLED:
-                    self.unsettled.pop(row.request_id, None)
+                if len(self.unsettled) < UNSETTLED:
+                    self.unsettled[row.request_id] = row
             else:
                 self.unsettled.pop(row.request_id, None)
 

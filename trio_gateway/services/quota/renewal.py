@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from trio_gateway.services.quota.quota import Quota
 
 log = structlog.get_logger()
+
+DOUBTS = 1_000  # looked into at one beat
 
 
 class Rows(Protocol):
@@ -41,7 +44,8 @@ class Renewals:
         self._quota = quota
         self._rows = rows
         self._interval = interval
-        self._epoch = ""
+        self._connected_at = -1.0
+        self._put_back: dict[str, Hold] = {}  # still to be looked up in the ledger
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Renew for ever; a store that is away is tried again at the next beat."""
@@ -49,47 +53,64 @@ class Renewals:
         while True:
             if self._redis.connected:
                 try:
-                    await self._beat()
+                    await self.beat()
                 except StoreUnavailable:
                     log.debug("renewal_missed")
             await trio.sleep(self._interval)
 
-    async def _beat(self) -> None:
-        if self._redis.run_id != self._epoch:
+    async def beat(self) -> None:
+        """Do everything once; raises StoreUnavailable."""
+        if self._redis.connected_at != self._connected_at:
+            # What was announced may have been lost with the connection, or with the data.
             self._quota.forget_announcements()
-            self._epoch = self._redis.run_id
+            self._connected_at = self._redis.connected_at
+        await self._renew()
+        if self._quota.unsettled:
+            await self._quota.settle(list(self._quota.unsettled.values()))
+        if self._put_back:
+            await self._look_up()
+        if self._quota.doubtful:
+            await self._resolve()
+
+    async def _renew(self) -> None:
         tenants: dict[str, list[Hold]] = {}
         for hold in self._quota.live.values():
             tenants.setdefault(hold.tenant_id, []).append(hold)
-        for holds in tenants.values():
-            self._quota.announce(holds[0].tenant_id)
+        for tenant_id in tenants:
+            self._quota.announce(tenant_id)
         # All are sent before the first answer is awaited: one round trip carries them.
         sent = [(holds, self._quota.send_renewal(holds)) for holds in tenants.values()]
         for holds, renewal in sent:
-            await self._follow_up(holds, await self._quota.renewed(holds, renewal))
-        if self._quota.unsettled:
-            await self._quota.settle(list(self._quota.unsettled.values()))
-        for request_id in list(self._quota.doubtful):
-            await self._resolve(request_id)
+            back = set(await self._quota.renewed(holds, renewal))
+            self._put_back |= {hold.request_id: hold for hold in holds if hold.request_id in back}
 
-    async def _follow_up(self, holds: list[Hold], back: list[str]) -> None:
-        if not back:
-            return
-        log.warning("holds_put_back", count=len(back))
-        stored = await self._rows.find(back)
-        for hold in holds:
-            row = stored.get(hold.request_id)
-            if row is not None:  # swept while this worker stood still: the account is closed
-                hold.swept()
-                await self._quota.settle([row])
+    async def _look_up(self) -> None:
+        log.warning("holds_put_back", count=len(self._put_back))
+        self._quota.forget_announcements()
+        stored = await self._rows.find(list(self._put_back))
+        for request_id, row in stored.items():
+            # Swept while this worker stood still: the account is closed.
+            self._put_back[request_id].swept()
+            await self._quota.settle([row])
+        self._put_back.clear()
 
-    async def _resolve(self, request_id: str) -> None:
-        tenant_id, row = self._quota.doubtful[request_id]
-        holds, leases = tenant_keys(tenant_id)[2:4]
-        text = await self._redis.command("HGET", holds, request_id)
-        if text is not None:
-            lease = await self._redis.command("HGET", leases, request_id)
-            found = parse_found(tenant_id, request_id, text.decode(), (lease or b"").decode())
-            row = replace(row, started_us=found.started_us, held_tokens=found.cost)
-            await self._quota.settle(await self._rows.write([row]))
-        self._quota.doubtful.pop(request_id, None)
+    async def _resolve(self) -> None:
+        """Close the accounts of calls that were refused because Redis did not answer."""
+        asked = [
+            (doubt, self._redis.send("HGET", tenant_keys(doubt.row.tenant_id)[2], request_id))
+            for request_id, doubt in islice(self._quota.doubtful.items(), DOUBTS)
+        ]
+        rows = []
+        for doubt, pending in asked:
+            row = doubt.row
+            text = await self._redis.answer(pending)
+            if text is not None:
+                found = parse_found(row.tenant_id, row.request_id, text.decode(), "")
+                rows.append(replace(row, started_us=found.started_us, held_tokens=found.cost))
+            elif trio.current_time() - doubt.since > self._quota.lease_us / 1_000_000:
+                # By now it cannot be under way any more.
+                del self._quota.doubtful[row.request_id]
+        if rows:
+            await self._quota.settle(await self._rows.write(rows))
+            for row in rows:
+                del self._quota.doubtful[row.request_id]

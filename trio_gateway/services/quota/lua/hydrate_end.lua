@@ -1,6 +1,6 @@
 -- Last step of a hydrate: assign the counters, unless anything moved since the first step.
 -- ARGV: 1 run id, 2 generation, then triples scope, period, spent (rows of open holds left out).
--- Held is summed anew from the open holds.
+-- Held is summed anew from the open holds. Another hydrate under way has to begin again.
 if redis.call('HGET', KEYS[1], 'gen') ~= ARGV[2] then return 0 end
 redis.call('DEL', KEYS[2])
 local held = {}
@@ -21,4 +21,5 @@ for _, text in ipairs(open) do
 end
 for name, units in pairs(held) do redis.call('HSET', KEYS[2], 'h|' .. name, int(units)) end
 redis.call('HSET', KEYS[1], 'warm', ARGV[1])
+bump(clock())
 return 1

@@ -37,6 +37,8 @@ for _, s in ipairs(scopes) do
       redis.call('ZREMRANGEBYSCORE', s.tset, '-inf', int(now - window))
       redis.call('HINCRBY', KEYS[5], s.name, int(-freed))
     end
+    -- A set that expired as a whole took its hits along and left their sum.
+    if redis.call('EXISTS', s.tset) == 0 then redis.call('HDEL', KEYS[5], s.name) end
     s.tleft = s.tokens - tonumber(redis.call('HGET', KEYS[5], s.name) or '0')
   end
   if s.budget >= 0 then
