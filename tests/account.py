@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import uuid
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis as sync_redis
 import trio
@@ -21,10 +20,13 @@ from trio_gateway.core.tokens import charge
 from trio_gateway.services.ledger.ledger import Ledger
 from trio_gateway.services.quota.holds import Hold
 from trio_gateway.services.quota.hydrate import Hydrator
-from trio_gateway.services.quota.keys import scripts, tenant_keys
+from trio_gateway.services.quota.keys import call_keys, scripts, tenant_keys
 from trio_gateway.services.quota.quota import Ask, Quota
 from trio_gateway.services.quota.renewal import Renewals
 from trio_gateway.services.quota.sweep import Sweeper
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
 
 _numbers = itertools.count(1)
 MINUTE_US = 60_000_000
@@ -222,3 +224,16 @@ def empty(redis_url: str) -> None:
 def charged(prompt: int, output: int, milli: int = 1000) -> int:
     """Return what so many tokens cost, in units."""
     return charge(prompt + output, milli)
+
+
+def window_sets(principal: Principal) -> list[str]:
+    """Name the windows of a caller in Redis that exist where its limits set them."""
+    names = call_keys(principal.tenant.id, principal.key.id)[5:]
+    tenant, key = principal.tenant.limits, principal.key.limits
+    limits = (
+        tenant.requests_per_minute,
+        tenant.tokens_per_minute,
+        key.requests_per_minute,
+        key.tokens_per_minute,
+    )
+    return [name for name, limit in zip(names, limits, strict=True) if limit is not None]

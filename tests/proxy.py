@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
 import trio
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
 
 PORTS = {"redis": 6379, "postgresql": 5432}
 

@@ -30,6 +30,7 @@ from trio_gateway.services.audit import AuditLog
 from trio_gateway.services.backends import Backends
 from trio_gateway.services.catalog import Catalog
 from trio_gateway.services.ledger.ledger import Ledger
+from trio_gateway.services.ledger.retention import Retention
 from trio_gateway.services.ledger.writer import LedgerWriter
 from trio_gateway.services.live import Live
 from trio_gateway.services.policies import Policies
@@ -164,7 +165,8 @@ async def _open_gate(
         interval=settings.discovery_interval,
         ttl=settings.discovery_ttl,
     )
-    for task in (writer.run, renewals.run, catalog.run, sweeper.run):
+    retention = Retention(postgres, settings.ledger_retention_days)
+    for task in (writer.run, renewals.run, catalog.run, sweeper.run, retention.run):
         await nursery.start(task)
     await _epoch_settled(hydrator)
     return Gate(_rules(settings), Policies(postgres), catalog, quota, writer, backends, upstream)

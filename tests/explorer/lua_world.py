@@ -62,6 +62,9 @@ class Commands:
     def delete(self, key: str) -> int:
         return int(self._live.pop(key, None) is not None)
 
+    def exists(self, key: str) -> int:
+        return int(key in self._live)
+
     def pexpire(self, key: str, _milliseconds: str) -> int:
         return int(key in self._live)  # longer than any run of the search
 

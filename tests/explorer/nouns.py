@@ -32,6 +32,7 @@ class Call(NamedTuple):
     beat: str = ""  # what the renewal task has yet to do: look, or settle
     text: str = ""  # the hold, as reserve returned it
     phase: str = ""
+    gap: bool = False  # its worker stood still for a whole lease
     charge: int = NONE  # of the row that its worker would write
     stored: int = NONE  # of the row that its worker read back
     hydration: Hydration = IDLE

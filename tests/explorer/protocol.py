@@ -6,8 +6,6 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from tests.explorer.lua_world import EMPTY, LuaRedis
 from tests.explorer.nouns import NONE, Hydration, World
 from trio_gateway.core.domain import Basis, LedgerRow, Outcome
@@ -164,8 +162,7 @@ def cost_of(text: str) -> int:
     return int(text.split("|", 3)[2])
 
 
-OPAQUE = orjson.dumps({"endpoint": "/api/chat", "model": "m", "estimate": ESTIMATE, "milli": 1000})
-OPAQUE_TEXT = OPAQUE.decode()
+OPAQUE = '{"endpoint": "/api/chat", "model": "m", "estimate": 1, "milli": 1000}'
 
 
 @lru_cache(maxsize=None)
@@ -179,7 +176,7 @@ def row(i: int, charged: int, text: str) -> LedgerRow:
         model="m",
         status_code=200,
         outcome=Outcome.COMPLETED,
-        basis=Basis.UPSTREAM if hasattr(Basis, "UPSTREAM") else Basis.NONE,
+        basis=Basis.FINAL,
         prompt_tokens=0,
         completion_tokens=0,
         charged_tokens=charged,

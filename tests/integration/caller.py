@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ import trio
 from trio_gateway.services.quota.keys import tenant_keys
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
     from tests.world import World
 
 SOON = 1.0  # seconds; the promise for most things that happen by themselves
@@ -124,8 +126,41 @@ def request(world: World, path: str, body: Any, key: Any = None, *, length: int 
 async def until(condition: Callable[[], Any], limit: float = 5) -> None:
     """Wait until the condition holds."""
     with trio.fail_after(limit):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await trio.sleep(0.002)
+
+
+async def until_rows(world: World, query: str, *args: Any, limit: float = 5) -> None:
+    """Wait until a query has rows."""
+    with trio.fail_after(limit):
+        while not await world.rows(query, *args):  # noqa: ASYNC110 - as above
+            await trio.sleep(0.002)
+
+
+@contextlib.asynccontextmanager
+async def locked(world: World, table: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Let nobody else read a table; yields a function that waits until somebody wants to."""
+    release = False
+
+    async def lock(connection: Any, task_status: trio.TaskStatus[None]) -> None:
+        await connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        task_status.started()
+        while not release:  # noqa: ASYNC110 - the event would be another loop's
+            await asyncio.sleep(0.002)
+
+    async def hold(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        await world.postgres.transact(lock, task_status)
+
+    async def waiting() -> None:
+        wanted = "SELECT FROM pg_locks WHERE NOT granted AND relation = $1::text::regclass"
+        await until_rows(world, wanted, table)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(hold)
+        try:
+            yield waiting
+        finally:
+            release = True
 
 
 async def dispatched(world: World, calls: int = 1) -> Any:

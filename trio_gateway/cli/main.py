@@ -6,7 +6,6 @@ once; what a command needs beyond that is imported as it runs.
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import NoReturn
 
@@ -20,6 +19,8 @@ from trio_gateway.cli.options import examples
 from trio_gateway.cli.report import audit, ledger, usage
 from trio_gateway.cli.start import migrate, quickstart, serve
 from trio_gateway.cli.tenant import tenant
+
+INTERRUPTED = 130  # as shells count Ctrl-C
 
 
 @click.group(
@@ -61,16 +62,14 @@ def main(args: list[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         complain(error.format_message())
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
-    except BrokenPipeError:
-        # whoever read our answer has seen enough; nothing more may be flushed to them
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except Exception as error:  # noqa: BLE001 - an operator gets a sentence, not a traceback
+    except click.Abort:
+        sys.exit(INTERRUPTED)
+    except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001 - a sentence, no traceback
         first: BaseException = error
         while isinstance(first, BaseExceptionGroup):
             first = first.exceptions[0]
+        if isinstance(first, KeyboardInterrupt):
+            sys.exit(INTERRUPTED)
         complain(f"failed: {type(first).__name__}: {first}")
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)

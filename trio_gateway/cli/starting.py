@@ -9,8 +9,8 @@ import trio
 from trio_gateway import datadir
 from trio_gateway.bootstrap import first_key
 from trio_gateway.installation import Hooks
-from trio_gateway.migrate import upgrade
 from trio_gateway.quickstart import QuickstartOptions, ServeOptions, run, serve_installation
+from trio_gateway.web.admin import serve_admin
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +21,14 @@ def _first_key(database_url: str) -> tuple[str, str | None]:
     return trio.run(first_key, database_url)
 
 
-HOOKS = Hooks(upgrade=upgrade, first_key=_first_key)
+def _upgrade(database_url: str) -> str:
+    # The migrations load most of a second's worth of code, while the stores start.
+    from trio_gateway.migrate import upgrade  # noqa: PLC0415
+
+    return upgrade(database_url)
+
+
+HOOKS = Hooks(upgrade=_upgrade, first_key=_first_key, admin=serve_admin)
 
 
 def quickstart(*, as_json: bool, data_dir: Path | None, **options: Any) -> int:

@@ -26,7 +26,7 @@ def contain() -> None:
     async def run(self: TCPServer) -> None:
         try:
             await serve(self)
-        except* Exception as group:
+        except* Exception as group:  # noqa: BLE001 - whatever it is, it concerns this client alone
             # The texts of these hold what the client sent.
             log.warning("connection_failed", errors=sorted(_kinds(group)))
 

@@ -86,7 +86,7 @@ class ModelNotFound(CallerError):
     default_message = "The model does not exist or you do not have access to it."
 
     def __init__(self, message: str | None = None) -> None:
-        """Always name the `model` field."""
+        """Name the `model` field, whatever was wrong."""
         super().__init__(message, param="model")
 
 

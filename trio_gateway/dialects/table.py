@@ -43,7 +43,7 @@ class Render(Protocol):
     """Opens the answer to one call."""
 
     def __call__(self, call: Call, *, request_id: str, created: float) -> Rendering:
-        """`created` is in unix seconds."""
+        """Take the time of creation in unix seconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,7 +154,7 @@ class _Batches:
             return [parse_chunk(self._call, await self._reply.read(EMBEDDINGS_LIMIT))]
         batch: list[Chunk] = []
         try:
-            for line in await anext(self._reply, ()):
+            for line in await anext(self._reply, None) or ():
                 batch.append(parse_chunk(self._call, line))  # noqa: PERF401 - kept when one fails
         except UpstreamError as error:
             if not batch:

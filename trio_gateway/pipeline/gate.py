@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trio_gateway.core.domain import CatalogModel
 from trio_gateway.core.errors import ModelNotFound
 from trio_gateway.core.models import allowed, effective, is_cloud
 
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from trio_gateway.clients.upstream import Upstream
-    from trio_gateway.core.domain import ModelPolicy, Principal
+    from trio_gateway.core.domain import CatalogModel, ModelPolicy, Principal
     from trio_gateway.services.backends import Backends
     from trio_gateway.services.catalog import Catalog
     from trio_gateway.services.ledger.writer import LedgerWriter

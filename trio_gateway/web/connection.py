@@ -69,11 +69,12 @@ class Connection(TrioASGIHTTPConnection):
         gateway = self.app.gateway  # type: ignore[attr-defined]
         preflight = gateway.cors.preflight(scope)
         if preflight is not None:
-            await _answer(send, 204, b"", [*preflight, (b"x-request-id", request_id.encode())])
+            pairs = [*preflight, (b"x-request-id", request_id.encode())]
+            await _answer(receive, send, 204, b"", pairs)
             return
         refusal = screen(scope, raw_path)
         if refusal is not None:
-            await _refuse(self.app, scope, send, refusal)
+            await _refuse(self.app, scope, receive, send, refusal)
             return
         request: Request = self._create_request_from_scope(send)  # type: ignore[assignment]
         request.request_id, request.raw_path, request.leash = request_id, raw_path, None
@@ -103,31 +104,48 @@ class Handshake(TrioASGIWebsocketConnection):
 
     async def __call__(self, receive: Any, send: Any) -> None:
         """Refuse."""
-        del receive
         scope: dict[str, Any] = {**self.scope, "method": "GET"}
-        await _refuse(self.app, scope, send, EndpointNotAllowed())
+        await _refuse(self.app, scope, receive, send, EndpointNotAllowed())
 
 
-async def _refuse(app: Any, scope: dict[str, Any], send: Any, error: GatewayError) -> None:
+async def _refuse(
+    app: Any, scope: dict[str, Any], receive: Any, send: Any, error: GatewayError
+) -> None:
     """Answer before anything of the request is looked at."""
     raw_path, request_id = scope["raw_path"].decode("latin-1"), new_request_id()
     client = app.gateway.client_of(scope)
     app.gateway.refused(error, scope["method"], raw_path, client, request_id)
     body, headers = error_reply(raw_path, error)
-    headers["x-request-id"] = request_id
+    headers |= {"x-request-id": request_id, "content-length": str(len(body))}
     if scope["http_version"].startswith("1"):
         # Closed afterwards: whatever follows on this connection was never agreed upon.
         headers["connection"] = "close"
     pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
     prefix = "" if scope["type"] == "http" else "websocket."
-    await _answer(send, error.status, body, pairs, prefix)
+    await _answer(receive, send, error.status, body, pairs, prefix)
 
 
 async def _answer(
-    send: Any, status: int, body: bytes, headers: list[tuple[bytes, bytes]], prefix: str = ""
+    receive: Any,
+    send: Any,
+    status: int,
+    body: bytes,
+    headers: list[tuple[bytes, bytes]],
+    prefix: str = "",
 ) -> None:
-    """Send a whole answer; `prefix` tells a refused WebSocket's events from HTTP's."""
-    if status != 204:
-        headers = [*headers, (b"content-length", str(len(body)).encode())]
-    await send({"type": f"{prefix}http.response.start", "status": status, "headers": headers})
-    await send({"type": f"{prefix}http.response.body", "body": body, "more_body": False})
+    """Send a whole answer, or give up when the client leaves.
+
+    Over HTTP/2 hypercorn would wait for ever for a client that left to take it. `prefix` is
+    `websocket.` where a handshake is refused.
+    """
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_cancel_when_gone, receive, nursery.cancel_scope)
+        await send({"type": f"{prefix}http.response.start", "status": status, "headers": headers})
+        await send({"type": f"{prefix}http.response.body", "body": body, "more_body": False})
+        nursery.cancel_scope.cancel()
+
+
+async def _cancel_when_gone(receive: Any, scope: trio.CancelScope) -> None:
+    while not (await receive())["type"].endswith(".disconnect"):
+        pass
+    scope.cancel()

@@ -43,6 +43,7 @@ class Found:
     tenant_id: str
     key_id: str
     started_us: int
+    day: str  # YYYY-MM-DD, in UTC
     cost: int
     phase: str
     renewals: str
@@ -68,7 +69,7 @@ def decode_row(text: str) -> LedgerRow:
 
 def parse_found(tenant_id: str, request_id: str, text: str, lease: str) -> Found:
     """Read one hold and its lease as the scripts wrote them."""
-    started, _day, cost, _ceiling, key_id, _hit, opaque = text.split("|", 6)
+    started, day, cost, _ceiling, key_id, _hit, opaque = text.split("|", 6)
     # A hold without its lease was put back by half a renewal: treat it as long expired.
     phase, renewals, until, prompt, output, final = (lease or "dispatched|-|0|0|0|").split("|", 5)
     return Found(
@@ -76,6 +77,7 @@ def parse_found(tenant_id: str, request_id: str, text: str, lease: str) -> Found
         tenant_id=tenant_id,
         key_id=key_id,
         started_us=int(started),
+        day=day,
         cost=int(cost),
         phase=phase,
         renewals=renewals,

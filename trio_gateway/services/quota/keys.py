@@ -11,6 +11,7 @@ from importlib.resources import files
 INDEX = "tg:tenants"  # sorted set: tenant id -> when a call was last announced
 EPOCH = "tg:epoch"
 HOLDS_PATTERN = "tg:{*}:holds"
+META_PATTERN = "tg:{*}:meta"
 
 
 def tenant_keys(tenant_id: str) -> list[str]:
@@ -26,9 +27,9 @@ def call_keys(tenant_id: str, key_id: str) -> list[str]:
     return tenant_keys(tenant_id) + windows
 
 
-def tenant_of(holds_key: str) -> str:
-    """Take the tenant id out of a holds key."""
-    return holds_key[holds_key.index("{") + 1 : holds_key.rindex("}")]
+def tenant_of(key: str) -> str:
+    """Take the tenant id out of one of its keys."""
+    return key[key.index("{") + 1 : key.rindex("}")]
 
 
 def scripts() -> dict[str, str]:

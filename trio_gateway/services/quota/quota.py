@@ -182,7 +182,7 @@ class Quota:
     async def mark_dispatched(self, hold: Hold) -> None:
         """Write the phase before upstream is opened.
 
-        Raises StoreUnavailable, also where the hold was gone: a sweeper may have closed its account.
+        Raises StoreUnavailable, also where the hold was gone: its account may be closed.
         """
         hold.phase = DISPATCHED
         if await self.renewed([hold], self.send_renewal([hold])):

@@ -1,0 +1,202 @@
+"""The search: every interleaving, breadth first, with what must hold in each state."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from tests.explorer.actors import beat_steps, bystander_steps, call_steps, hydrate, sweeper_steps
+from tests.explorer.faults import redis_faults, time_steps, worker_faults
+from tests.explorer.nouns import NONE, SPENT_SNAPSHOT, Call, Hydration, Scenario, Sweep, World
+from tests.explorer.protocol import (
+    COUNT,
+    EPOCH_WAIT_US,
+    START_US,
+    SUMS,
+    TENANT,
+    Protocol,
+    cost_of,
+    rid,
+)
+from trio_gateway.services.quota.keys import tenant_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+ADMITTED = ("queued", "running", "row")
+TOKENS = f"tg:{{{TENANT}}}:tok:t"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to; `violation` is None where every state was as it must be."""
+
+    states: int
+    complete: bool
+    violation: str | None = None
+    trace: tuple[str, ...] = ()
+
+
+def explore(scripts: Mapping[str, str], scenario: Scenario, limit: int = 10**9) -> Found:
+    """Visit at most `limit` states."""
+    protocol = Protocol(scripts, scenario)
+    first = protocol.canonical(_first(protocol))
+    came: dict[World, tuple[World, str] | None] = {first: None}
+    waiting = deque([first])
+    while waiting:
+        world = waiting.popleft()
+        if wrong := broken(protocol, world):
+            return Found(len(came), False, wrong, _trace(came, world))
+        progress = False
+        for label, after in _steps(protocol, world):
+            progress = progress or not label.isupper()
+            after = _tidy(protocol, after)
+            if after not in came:
+                if len(came) >= limit:
+                    return Found(len(came), complete=False)
+                came[after] = (world, label)
+                waiting.append(after)
+        if not _goes_on(protocol, world) and (wrong := unfinished(protocol, world)):
+            return Found(len(came), False, wrong, _trace(came, world))
+    return Found(len(came), complete=True)
+
+
+def _first(protocol: Protocol) -> World:
+    """Return a world whose epoch is settled and that holds nothing else."""
+    scenario = protocol.scenario
+    world = World(
+        redis=0,
+        now_us=START_US,
+        run=0,
+        rows=(NONE,) * len(scenario.calls),
+        calls=(Call(),) * len(scenario.calls),
+        sweeps=(Sweep(),) * scenario.sweepers,
+        bystander=Hydration("epoch") if scenario.bystander else Hydration(),
+        snapshot=NONE,
+        faults=scenario.fault_count,
+    )
+    world, _ = protocol.epoch_settled(world)
+    return world._replace(now_us=world.now_us + EPOCH_WAIT_US)
+
+
+def _sober(protocol: Protocol, world: World) -> Iterator[tuple[str, World]]:
+    """Steps that are bound to come, in some order; a stopped worker goes on."""
+    calls = range(len(world.calls))
+    calm = world._replace(faults=0)
+    return chain(
+        chain.from_iterable(call_steps(protocol, calm, i) for i in calls),
+        chain.from_iterable(beat_steps(protocol, calm, i) for i in calls),
+        chain.from_iterable(sweeper_steps(protocol, calm, at) for at in range(len(world.sweeps))),
+        chain.from_iterable(worker_faults(protocol, calm, i) for i in calls),
+        bystander_steps(protocol, calm),
+        time_steps(protocol, calm),
+    )
+
+
+def _goes_on(protocol: Protocol, world: World) -> bool:
+    return next(_sober(protocol, world), None) is not None
+
+
+def _steps(protocol: Protocol, world: World) -> Iterator[tuple[str, World]]:
+    calls = range(len(world.calls))
+    sweeps = [at for at, sweep in enumerate(world.sweeps) if sweep not in world.sweeps[:at]]
+    return chain(
+        chain.from_iterable(call_steps(protocol, world, i) for i in calls),
+        chain.from_iterable(beat_steps(protocol, world, i) for i in calls),
+        chain.from_iterable(sweeper_steps(protocol, world, at) for at in sweeps),
+        chain.from_iterable(worker_faults(protocol, world, i) for i in calls),
+        bystander_steps(protocol, world),
+        time_steps(protocol, world),
+        redis_faults(protocol, world),
+    )
+
+
+def _tidy(protocol: Protocol, world: World) -> World:
+    """Forget what can no longer matter, so that equal worlds are one state."""
+    for i, call in enumerate(world.calls):
+        if call.at == "done" and call.worker == "up" and not call.beat:
+            calm = Call("done", admitted=call.admitted)
+            world = world._replace(calls=(*world.calls[:i], calm, *world.calls[i + 1 :]))
+    if not world.faults and world.snapshot != SPENT_SNAPSHOT:
+        world = world._replace(snapshot=SPENT_SNAPSHOT)
+    return protocol.canonical(world)
+
+
+def broken(protocol: Protocol, world: World) -> str | None:
+    """Say which invariant a state breaks."""
+    exposed = sum(charged for charged in world.rows if charged != NONE)
+    for i, call in enumerate(world.calls):
+        if call.worker != "dead" and call.at in ADMITTED and world.rows[i] == NONE and call.text:
+            exposed += cost_of(call.text)
+    if exposed > protocol.scenario.budget:
+        return f"rows and calls that run may cost {exposed}, over the budget"
+    for i, call in enumerate(world.calls):
+        if _runs_on_closed_account(protocol, world, i, call):
+            return f"{rid(i)} runs on, and its row is written"
+    return _sums(protocol, world) or (_counters(protocol, world) if protocol.is_warm(world) else None)
+
+
+def _runs_on_closed_account(protocol: Protocol, world: World, i: int, call: Call) -> bool:
+    runs = call.at == "running" and call.worker == "up" and world.rows[i] != NONE
+    will_look = call.beat or call.gap or (call.live and rid(i) not in protocol.holds(world))
+    swept_now = any(sweep.at == "settle" and sweep.call == i for sweep in world.sweeps)
+    return runs and not will_look and not swept_now
+
+
+def _counters(protocol: Protocol, world: World) -> str | None:
+    """While the tenant is warm, its counters are the ledger's and the open holds'."""
+    holds = protocol.holds(world)
+    for name, text in protocol.redis.view(world.redis).get(COUNT, {}).items():
+        kind, scope, _period = name.split("|")
+        in_scope = [
+            rid(i)
+            for i, plan in enumerate(protocol.scenario.calls)
+            if scope in ("t", f"k:{plan.key}")
+        ]
+        truth = protocol.spent(world, scope, list(holds))
+        if kind == "h":
+            truth = sum(cost_of(text) for name, text in holds.items() if name in in_scope)
+        if int(text) != truth:
+            return f"warm, and {name} is {text}, not {truth}"
+    return None
+
+
+def _sums(protocol: Protocol, world: World) -> str | None:
+    """The token window's sum is that of its members, warm or cold."""
+    view = protocol.redis.view(world.redis)
+    members = sum(int(member.split("|")[0]) for member in view.get(TOKENS, {}))
+    summed = int(view.get(SUMS, {}).get("t", 0))
+    return None if members == summed else f"the token window sums to {summed}, not {members}"
+
+
+def unfinished(protocol: Protocol, world: World) -> str | None:
+    """Say what is amiss once nothing is left to happen."""
+    if holds := protocol.holds(world):
+        return f"holds remain: {sorted(holds)}"
+    for i, call in enumerate(world.calls):
+        if call.admitted and world.rows[i] == NONE and not _rule_11(protocol, world, call):
+            return f"{rid(i)} was admitted, and has no row"
+    hydration = Hydration("begin")
+    while hydration.at != "idle":
+        for _, world, hydration in hydrate(protocol, world, hydration, [("t", "total")]):
+            pass
+    return _counters(protocol, world)
+
+
+def _rule_11(protocol: Protocol, world: World, call: Call) -> bool:
+    excused = "rule 11" not in protocol.scenario.rules_dropped
+    return excused and world.lost and call.worker == "dead"
+
+
+def _trace(came: Mapping[World, tuple[World, str] | None], world: World) -> tuple[str, ...]:
+    labels = []
+    at = came[world]
+    while at is not None:
+        labels.append(at[1])
+        at = came[at[0]]
+    return tuple(reversed(labels))
+
+
+__all__ = ["explore", "tenant_keys"]

@@ -1,0 +1,343 @@
+"""Framing, sizes, times and credentials at their edges, over raw sockets."""
+
+from __future__ import annotations
+
+import contextlib
+
+import orjson
+import pytest
+import trio
+
+from tests import raw_http
+from tests.world import open_world
+from trio_gateway.simulator.script import Script
+
+BODY = b'{"model":"llama3.2","messages":[{"role":"user","content":"one two"}],"stream":false}'
+STREAM = b'{"model":"llama3.2","messages":[{"role":"user","content":"one two"}]}'
+CHAT = "POST /api/chat"
+
+
+async def serves(world):
+    """Whether a plain call still works."""
+    answer = await world.post("/api/chat", orjson.loads(BODY))
+    return answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("Content-Length", str(len(BODY))), ("Transfer-Encoding", "chunked")],
+        [("Transfer-Encoding", "chunked"), ("Content-Length", "5")],
+        [("Content-Length", "5"), ("Content-Length", "6")],
+        [("Content-Length", "5, 6")],
+        [("Content-Length", "-1")],
+        [("Content-Length", "+1")],
+        [("Content-Length", "1_0")],
+        [("Content-Length", "0x10")],
+        [("Content-Length", "")],
+        [("Content-Length", "9" * 30)],
+        [("Transfer-Encoding", "gzip, chunked")],
+        [("Transfer-Encoding", "identity")],
+        [("Transfer-Encoding", "chunked, chunked")],
+        [("Transfer-Encoding", "chunked"), ("Transfer-Encoding", "chunked")],
+        [("Transfer-Encoding", "xchunked")],
+        [("Transfer-Encoding ", "chunked")],
+        [("X-Bad Name", "x")],
+        [("X-Nul", "a\x00b")],
+        [("Host", "second")],
+    ],
+)
+async def test_ambiguous_framing_is_refused_and_the_connection_closed(world, headers):
+    """What two readers could read differently is an error; what follows is never read as a call."""
+    smuggled = raw_http.request("POST /api/pull", world.auth(), b"{}")
+    pairs = [*world.auth().items(), *headers]
+    async with raw_http.connect(world.port) as client:
+        await client.send(raw_http.request(CHAT, pairs) + b"0\r\n\r\n" + smuggled)
+        answer = await client.answer()
+        assert answer.status in {400, 501}, answer
+        rest = await client.closed()
+        assert b"HTTP/1.1" not in rest
+    assert world.sim.started == 0
+    assert not world.sim.management
+    assert await serves(world)
+
+
+async def test_content_length_that_only_repeats_itself_is_one_length(world):
+    """Equal lengths are the same number to every reader, and the body is that long."""
+    pairs = [*world.auth().items(), ("Content-Length", str(len(BODY)))]
+    answer = await raw_http.ask(world.port, CHAT, pairs, BODY)
+    assert answer.status in {200, 400}
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        b"zz\r\n{}\r\n0\r\n\r\n",
+        b"-2\r\n{}\r\n0\r\n\r\n",
+        b"2\r\n{}xx0\r\n\r\n",
+        b"2\n{}\n0\n\n",
+        b"2;" + b"x" * 100_000 + b"\r\n{}\r\n0\r\n\r\n",
+        b"fffffffffffffffffffff\r\n{}",
+    ],
+)
+async def test_malformed_chunks_never_reach_upstream(world, chunks):
+    """A body that cannot be read is a 400 or a closed connection."""
+    headers = world.auth() | {"Transfer-Encoding": "chunked"}
+    async with raw_http.connect(world.port) as client:
+        await client.send(raw_http.request(CHAT, headers) + chunks)
+        with contextlib.suppress(EOFError):
+            answer = await client.answer()
+            assert answer.status == 400
+    assert world.sim.started == 0
+    assert await serves(world)
+
+
+async def test_a_chunked_body_with_extensions_and_trailers_is_read(world):
+    """Trailers are read and forgotten: they are no headers."""
+    headers = world.auth() | {"Transfer-Encoding": "chunked", "Trailer": "x-api-key"}
+    size = f"{len(BODY):x};a=b\r\n".encode()
+    end = b"\r\n0\r\nx-api-key: other\r\n\r\n"
+    async with raw_http.connect(world.port) as client:
+        await client.send(raw_http.request(CHAT, headers) + size + BODY + end)
+        assert (await client.answer()).status == 200
+
+
+async def test_folded_headers_are_unfolded_or_refused(world):
+    """An obsolete fold cannot hide a second value."""
+    raw = raw_http.request(CHAT, [], BODY).replace(
+        b"Host: gateway", b"Host: gateway\r\nAuthorization: Bearer\r\n " + world.key["key"].encode()
+    )
+    async with raw_http.connect(world.port) as client:
+        await client.send(raw)
+        assert (await client.answer()).status in {200, 400}
+    assert await serves(world)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": "Bearer " + "x" * 1_000_000},
+        {"Cookie": "x" * 200_000},
+        {f"X-{number}": "x" * 100 for number in range(5000)},
+        {"x" * 100_000: "x"},
+    ],
+)
+async def test_a_bomb_of_headers_is_refused_early(world, headers):
+    """431, or the connection ends before it was all read."""
+    async with raw_http.connect(world.port) as client:
+        await client.send(raw_http.request("GET /api/tags", headers))
+        with contextlib.suppress(EOFError):
+            assert (await client.answer()).status in {400, 431}
+    assert await serves(world)
+
+
+async def test_two_keys_are_refused(world):
+    """Two fields of a kind are 400, also when equal; two kinds that disagree are 401."""
+    key = world.key["key"]
+    bearer, plain = ("Authorization", f"Bearer {key}"), ("X-Api-Key", key)
+    other = "sk-tg-" + "x" * 57
+    for pairs, status in (
+        ([bearer, bearer], 400),
+        ([bearer, ("Authorization", f"Bearer {other}")], 400),
+        ([plain, plain], 400),
+        ([plain, ("X-Api-Key", other)], 400),
+        ([bearer, plain], 200),
+        ([bearer, ("X-Api-Key", other)], 401),
+        ([("Authorization", f"Bearer {other}"), plain], 401),
+        ([("Authorization", "Basic eDp5"), plain], 401),
+        ([bearer, ("X-Api-Key", "")], 401),
+        ([bearer, ("X_Api_Key", other)], 200),
+        ([("X_Api_Key", key)], 401),
+        ([("Authorization_", f"Bearer {key}")], 401),
+        ([("Api-Key", key)], 401),
+        ([("Cookie", f"authorization=Bearer {key}; x-api-key={key}")], 401),
+        ([("Proxy-Authorization", f"Bearer {key}")], 401),
+    ):
+        answer = await raw_http.ask(world.port, "GET /api/tags", pairs)
+        assert answer.status == status, pairs
+        assert answer.header("x-request-id")
+
+
+async def test_spellings_of_the_scheme_that_clients_use_are_taken(world):
+    """The scheme in any case and with more spaces; the key itself is exact."""
+    key = world.key["key"]
+    for value, status in (
+        (f"bearer {key}", 200),
+        (f"BEARER   {key}  ", 200),
+        (f"Bearer\t{key}", 401),
+        (f"Bearer{key}", 401),
+        (f"Token {key}", 401),
+        (key, 401),
+        (f"Bearer {key.upper()}", 401),
+        (f"Bearer {key} x", 401),
+        (f"Bearer {key[:-1]}", 401),
+        (f"Bearer {key}\xa0", 401),
+        (f"Bearer \u00e9{key}", 401),
+        (f"Bearer {key}' OR '1'='1", 401),
+        ("Bearer %00", 401),
+        ("Bearer", 401),
+        ("", 401),
+        (",", 401),
+    ):
+        answer = await raw_http.ask(world.port, "GET /api/tags", [("Authorization", value)])
+        assert answer.status == status, value.replace(key, "KEY")
+
+
+async def test_a_key_in_the_query_string_is_ignored_and_query_strings_stay_here(world):
+    """It opens nothing, changes nothing, and no part of a query reaches upstream."""
+    key = world.key["key"]
+    query = f"?api_key={key}&key={key}&access_token={key}&model=secret-model&x-api-key={key}"
+    assert (await world.client.get("/api/tags" + query)).status_code == 401
+    answer = await world.client.post(
+        "/api/chat" + query, content=BODY, headers=world.auth() | {"X-Sim": "query"}
+    )
+    assert answer.status_code == 200
+    (generation,) = world.sim.generations
+    assert generation.path == "/api/chat"
+    assert generation.model == "llama3.2:latest"
+    assert set(world.sim.requests) <= {"/api/chat", "/api/tags"}
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_over_the_limit_is_413(database, redis_url, chunked):
+    """With its length announced it is refused at once; without, once the limit is passed."""
+    async with open_world(database, redis_url, max_body_bytes=2048) as world:
+        content = b" " * 4000 + BODY
+
+        async def pieces():
+            for start in range(0, len(content), 500):
+                yield content[start : start + 500]
+
+        for path in ("/api/chat", "/v1/chat/completions", "/api/show"):
+            given = pieces() if chunked else content
+            answer = await world.client.post(path, content=given, headers=world.auth())
+            assert answer.status_code == 413, path
+            error = answer.json()["error"]
+            if path.startswith("/v1"):
+                assert error["code"] == "request_too_large"
+        fits = b" " * (2048 - len(BODY)) + BODY
+        answer = await world.client.post("/api/chat", content=fits, headers=world.auth())
+        assert answer.status_code == 200
+        assert world.sim.started == 1
+
+
+async def test_a_huge_announced_body_is_refused_without_reading_it(world):
+    """The answer comes although no byte of the body was sent."""
+    headers = world.auth() | {"Content-Length": str(10**12)}
+    async with raw_http.connect(world.port) as client:
+        await client.send(raw_http.request(CHAT, headers))
+        assert (await client.answer()).status == 413
+
+
+async def test_an_unproven_caller_gets_its_401_without_sending_a_body(world):
+    """Nothing of a body is waited for before the key is proven."""
+    async with raw_http.connect(world.port) as client:
+        await client.send(raw_http.request(CHAT, {"Content-Length": "1000"}))
+        assert (await client.answer()).status == 401
+
+
+@pytest.mark.parametrize(
+    "coding", ["gzip", "zstd", "br", "deflate", "identity", "identity,zstd", "", "x"]
+)
+async def test_any_content_encoding_is_415(world, coding):
+    """Also `identity`: what is not sent cannot be read in two ways."""
+    headers = world.auth() | {"Content-Encoding": coding}
+    for path in ("/api/chat", "/v1/chat/completions", "/v1/embeddings", "/api/show"):
+        answer = await world.client.post(path, content=BODY, headers=headers)
+        assert answer.status_code == 415, path
+    assert world.sim.started == 0
+
+
+async def test_content_type_is_not_asked_for(world):
+    """`curl -d` sends a form's; what counts is that the body is JSON."""
+    for kind in ("application/x-www-form-urlencoded", "text/plain", "multipart/form-data", ""):
+        headers = world.auth() | {"Content-Type": kind}
+        answer = await world.client.post("/api/chat", content=BODY, headers=headers)
+        assert answer.status_code == 200, kind
+    parts = await world.client.post("/api/chat", files={"model": b"llama3.2"}, headers=world.auth())
+    assert parts.status_code == 400
+
+
+async def test_a_body_that_does_not_arrive_in_time_is_408(database, redis_url):
+    """A slow upload ends by BODY_TIMEOUT, audited, and its connection with it."""
+    async with open_world(database, redis_url, body_timeout=0.2) as world:
+        async with raw_http.connect(world.port) as client:
+            headers = world.auth() | {"Content-Length": "100"}
+            await client.send(raw_http.request(CHAT, headers) + b'{"model"')
+            assert (await client.answer()).status == 408
+            await client.closed()
+        assert world.sim.started == 0
+
+
+async def test_idle_and_half_sent_connections_hold_up_nobody(world):
+    """Headers that never end and connections that say nothing are closed; calls go on."""
+    async with contextlib.AsyncExitStack() as stack:
+        slow = [await stack.enter_async_context(raw_http.connect(world.port)) for _ in range(20)]
+        for client in slow[:10]:
+            await client.send(b"GET /api/tags HTTP/1.1\r\nHost: a\r\nAuthorizat")
+        assert await serves(world)
+        for client in slow:
+            await client.closed(limit=8)
+
+
+async def test_a_client_that_only_waits_for_100_continue_is_told_to_go_on(world):
+    """Expect: 100-continue works, as curl needs it for large bodies."""
+    headers = world.auth() | {"Expect": "100-continue", "Content-Length": str(len(BODY))}
+    async with raw_http.connect(world.port) as client:
+        await client.send(raw_http.request(CHAT, headers))
+        assert b"100" in await client.until(b"\r\n\r\n")
+        await client.send(BODY)
+        assert (await client.answer()).status == 200
+
+
+async def test_pipelined_requests_are_answered_in_order(world):
+    """Each gets its own answer and its own row."""
+    async with raw_http.connect(world.port) as client:
+        one = raw_http.request(CHAT, world.auth(), BODY)
+        await client.send(one + raw_http.request("GET /api/version", world.auth()) + one)
+        answers = [await client.answer() for _ in range(3)]
+    assert [answer.status for answer in answers] == [200, 200, 200]
+    assert "version" in answers[1].json()
+    assert len({answer.header("x-request-id") for answer in answers}) == 3
+    assert [row["outcome"] for row in await world.ledger()] == ["completed", "completed"]
+
+
+@pytest.mark.parametrize("phase", ["head", "tokens"])
+@pytest.mark.parametrize("reset", [False, True])
+async def test_a_hangup_behind_pipelined_bytes_stops_the_gpu(world, phase, reset):
+    """The end of the connection is seen within 100 ms although nobody reads it."""
+    script = Script(head_delay=30) if phase == "head" else Script(tokens=5000, token_gap=0.01)
+    world.sim.play(script)
+    async with raw_http.connect(world.port) as client:
+        one = raw_http.request(CHAT, world.auth(), STREAM)
+        await client.send(one + one + b"GET / HTT")
+        with trio.fail_after(5):
+            await world.sim.until(
+                lambda sim: sim.open == 1 and (phase == "head" or sim.generations[0].tokens > 3)
+            )
+        client.leave(reset=reset)
+        with trio.fail_after(0.1):
+            await world.sim.until(lambda sim: sim.open == 0)
+    (row,) = await world.ledger()
+    assert row["outcome"] == "aborted"
+    assert world.sim.started == 1
+
+
+async def test_http_1_0_is_answered_and_closed(world):
+    """An old client without Host gets its answer, its end being the connection's."""
+    async with raw_http.connect(world.port) as client:
+        head = f"GET /api/tags HTTP/1.0\r\nx-api-key: {world.key['key']}\r\n\r\n"
+        await client.send(head.encode())
+        assert (await client.answer()).status == 200
+        await client.closed()
+
+
+@pytest.mark.parametrize("host", ["evil.com", "evil.com:1", "", "a b", "a/b@c", "[::1", "\xff"])
+async def test_the_host_header_decides_nothing(world, host):
+    """Whatever it says, the same routes answer alike, or the request is 400."""
+    async with raw_http.connect(world.port) as client:
+        head = f"GET /api/version HTTP/1.1\r\nHost: {host}\r\nx-api-key: {world.key['key']}\r\n\r\n"
+        await client.send(head.encode("latin-1"))
+        answer = await client.answer()
+        assert answer.status in {200, 400}
+        assert answer.header("location") is None

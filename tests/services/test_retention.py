@@ -1,0 +1,33 @@
+"""Partitions of the ledger and the audit log."""
+
+from datetime import UTC, datetime
+
+from trio_gateway.services.ledger.retention import Retention
+
+NAMES = (
+    "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE c.relkind = 'r'"
+)
+
+
+async def names(postgres):
+    return {row["relname"] for row in await postgres.fetch(NAMES)}
+
+
+async def test_next_months_are_made_and_nothing_is_dropped_without_retention(postgres):
+    """Partitions that are missing come back; 0 days keep everything."""
+    await postgres.fetch("DROP TABLE gateway.ledger_" + f"{datetime.now(UTC):%Y%m}")
+    before = await names(postgres)
+    assert await Retention(postgres, 0).tend(datetime(2999, 1, 1, tzinfo=UTC)) == []
+    assert await names(postgres) == before | {f"ledger_{datetime.now(UTC):%Y%m}"}
+
+
+async def test_whole_months_past_retention_are_dropped_and_spend_stays(postgres):
+    """Rows go with their month; the daily sums they came from do not."""
+    await postgres.fetch(
+        "CREATE TABLE gateway.ledger_202001 PARTITION OF gateway.ledger"
+        " FOR VALUES FROM ('2020-01-01Z') TO ('2020-02-01Z')"
+    )
+    await postgres.fetch("INSERT INTO gateway.spend VALUES ('t:a', '2020-01-03', 7)")
+    dropped = await Retention(postgres, 30).tend(datetime.now(UTC))
+    assert dropped == ["ledger_202001"]
+    assert (await postgres.fetch("SELECT charged FROM gateway.spend"))[0]["charged"] == 7
