@@ -26,7 +26,7 @@ from trio_gateway.services.quota.renewal import Renewals
 from trio_gateway.services.quota.sweep import Sweeper
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 _numbers = itertools.count(1)
 MINUTE_US = 60_000_000
@@ -159,9 +159,19 @@ class Worker:
         query = "SELECT * FROM gateway.ledger WHERE tenant_id = $1 ORDER BY started_at"
         return [dict(row) for row in await self.postgres.fetch(query, principal.tenant.id)]
 
+    async def connected(self, *, wanted: bool = True) -> None:
+        """Wait until Redis is connected, or is not."""
+        await until(lambda: self.redis.connected is wanted)
+
     async def age(self) -> None:
         """Let Redis look as if it had been up for long, so that nothing waits."""
         await self.redis.command("SET", "tg:epoch", f"{self.redis.run_id}|0")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that has no event of its own."""
+    while not condition():  # noqa: ASYNC110
+        await trio.sleep(0.005)
 
 
 @contextlib.asynccontextmanager

@@ -38,7 +38,8 @@ def call_steps(protocol: Protocol, world: World, i: int) -> Steps:
         yield f"{rid(i)} doubt", world.with_call(i, **(found if text else {"at": "done"}))
     elif call.at == "queued":
         after, back = protocol.renew(world, i, DISPATCHED)
-        refused = back or (not call.live and "mark" not in protocol.scenario.rules_dropped)
+        gap = call.gap and "gap" not in protocol.scenario.rules_dropped
+        refused = back or gap or (not call.live and "mark" not in protocol.scenario.rules_dropped)
         yield f"{rid(i)} mark back={back}", _over(after, i, 0) if refused else after.with_call(i, at="running")
         yield f"{rid(i)} hang-up", _over(world, i, 0)
     elif call.at == "running":
@@ -61,7 +62,7 @@ def _over(world: World, i: int, charge: int) -> World:
 def _reserve(protocol: Protocol, world: World, i: int) -> Steps:
     after, reply = protocol.reserve(world, i)
     if reply[0] == "cold":
-        yield f"{rid(i)} reserve: cold", after.with_call(i, hydration=Hydration("epoch"))
+        yield f"{rid(i)} reserve: cold", after.with_call(i, hydration=protocol.hydration())
     elif reply[0] == "no":
         yield f"{rid(i)} reserve: no", after.with_call(i, at="done")
     else:
@@ -121,9 +122,11 @@ def hydrate(
 ) -> Iterator[tuple[str, World, Hydration]]:
     """One step of a hydrate; `Hydrator.warm` in trio_gateway is what this repeats."""
     args: list[str | int]
+    early = "epoch after begin" in protocol.scenario.rules_dropped
     if hydration.at == "epoch":
         after, settled = protocol.epoch_settled(world)
-        yield f"epoch settled={settled}", after, hydration._replace(at="begin") if settled else Hydration("parked")
+        going_on = hydration._replace(at="begin" if early else "snapshot")
+        yield f"epoch settled={settled}", after, going_on if settled else Hydration("parked")
     elif hydration.at == "begin":
         args = [run_id(world.run), *(word for pair in needed for word in pair)]
         after, reply = protocol.eval(world, "hydrate_begin", 0, args)
@@ -131,7 +134,7 @@ def hydrate(
             yield "hydrate begin: warm", after, IDLE
             return
         gen, _, open_holds, fields = reply
-        begun = Hydration("snapshot", run_id(world.run), int(gen), tuple(fields), tuple(open_holds))
+        begun = Hydration("snapshot" if early else "epoch", run_id(world.run), int(gen), tuple(fields), tuple(open_holds))
         yield f"hydrate begin open={list(open_holds)}", after, begun
     elif hydration.at == "snapshot":
         args = []

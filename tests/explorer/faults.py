@@ -77,7 +77,7 @@ def time_steps(protocol: Protocol, world: World) -> Steps:
         if parked[i]:
             world = world.with_call(i, hydration=IDLE)
     if world.bystander.at == "parked":
-        world = world._replace(bystander=Hydration("epoch"))
+        world = world._replace(bystander=protocol.hydration())
     yield "(a lease passes)", world
 
 

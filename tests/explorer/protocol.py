@@ -37,6 +37,11 @@ class Protocol:
         self.redis = LuaRedis(scripts)
         self.scenario = scenario
 
+    def hydration(self) -> Hydration:
+        """Return a hydrate that has not begun."""
+        early = "epoch after begin" in self.scenario.rules_dropped
+        return Hydration("epoch" if early else "begin")
+
     def eval(self, world: World, name: str, i: int, args: Sequence[Any]) -> tuple[World, Any]:
         keys = call_keys(TENANT, self.scenario.calls[i].key)
         state, reply = self.redis.script(world.redis, world.now_us, name, keys, args)

@@ -73,7 +73,7 @@ def _first(protocol: Protocol) -> World:
         rows=(NONE,) * len(scenario.calls),
         calls=(Call(),) * len(scenario.calls),
         sweeps=(Sweep(),) * scenario.sweepers,
-        bystander=Hydration("epoch") if scenario.bystander else Hydration(),
+        bystander=protocol.hydration() if scenario.bystander else Hydration(),
         snapshot=NONE,
         faults=scenario.fault_count,
     )

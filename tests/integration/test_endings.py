@@ -342,7 +342,7 @@ async def test_ollamas_own_client_raises_on_the_error_line(world):
         said = []
         try:
             for part in client.chat("llama3.2", [{"role": "user", "content": "x"}], stream=True):
-                said.append(part.message.content)  # noqa: PERF401 - what came before must be kept
+                said.append(part.message.content)
         except ollama.ResponseError as error:
             return "".join(said), error.error
         return "".join(said), None

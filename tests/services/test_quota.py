@@ -214,7 +214,7 @@ async def test_a_changed_budget_counts_at_once_in_both_directions(worker):
 
 
 async def test_a_changed_period_counts_at_once(worker):
-    """What was spent today, this month and ever are all exact, also those nobody asked for before."""
+    """What was spent today, this month and ever are all exact, asked for before or not."""
     principal = caller(budget(1000, Period.DAY))
     now = datetime.fromtimestamp(await worker.now_us() / 1_000_000, UTC)
     earlier = now.replace(day=1, hour=0) if now.day > 1 else now
@@ -271,47 +271,50 @@ async def test_a_day_that_is_over_leaves_the_day_budget_and_stays_in_the_month(w
     assert found[f"s|k:{principal.key.id}|total"] == 60
 
 
-@settings(
-    max_examples=120,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    milli=st.integers(0, 1_000_000),
-    prompt=st.integers(0, 40_000_000),
-    output=st.integers(0, 2**31 - 1),
+    st.lists(
+        st.tuples(st.integers(0, 1_000_000), st.integers(0, 40_000_000), st.integers(0, 2**31 - 1)),
+        min_size=20,
+        max_size=60,
+    )
 )
-async def test_lua_and_python_round_up_alike(worker, milli, prompt, output):
+async def test_lua_and_python_round_up_alike(books, redis_url, cases):
     """The hold is the exact product rounded up, up to the largest ask and weight there can be."""
-    hold, _ = await worker.quota.reserve(ask(caller(), prompt, output, milli=milli))
-    assert hold.cost == charge(prompt + hold.ceiling, milli)
-    assert hold.cost == ceil(Fraction((prompt + output) * milli, 1000))
+    async with open_worker(books, redis_url) as worker:
+        principal = caller()
+        for milli, prompt, output in cases:
+            hold, _ = await worker.quota.reserve(ask(principal, prompt, output, milli=milli))
+            assert hold.cost == charge(prompt + hold.ceiling, milli)
+            assert hold.cost == ceil(Fraction((prompt + output) * milli, 1000))
 
 
-@settings(
-    max_examples=120,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    milli=st.integers(1, 1_000_000),
-    units=st.integers(0, 10**12),
-    prompt=st.integers(0, 100_000),
-    output=st.integers(0, 2**31 - 1),
+    st.lists(
+        st.tuples(
+            st.integers(1, 1_000_000),
+            st.integers(0, 10**12),
+            st.integers(0, 100_000),
+            st.integers(0, 2**31 - 1),
+        ),
+        min_size=20,
+        max_size=60,
+    )
 )
-async def test_the_ceiling_is_the_most_that_the_budget_pays_for(
-    worker, milli, units, prompt, output
-):
+async def test_the_ceiling_is_the_most_that_the_budget_pays_for(books, redis_url, cases):
     """Not a token less, not a unit over; refused exactly where the least output does not fit."""
-    wanted = ask(caller(budget(units)), prompt, output, milli=milli)
-    fits = charge(prompt + min(16, output), milli) <= units and units > 0
-    if not fits:
-        await refused(worker, wanted)
-        return
-    hold, standing = await worker.quota.reserve(wanted)
-    assert hold.ceiling == min(output, units * 1000 // milli - prompt)
-    assert hold.cost == charge(prompt + hold.ceiling, milli) <= units
-    assert standing.budget.remaining == units - hold.cost
+    async with open_worker(books, redis_url) as worker:
+        for milli, units, prompt, output in cases:
+            wanted = ask(caller(budget(units)), prompt, output, milli=milli)
+            fits = charge(prompt + min(16, output), milli) <= units and units > 0
+            if not fits:
+                await refused(worker, wanted)
+                continue
+            hold, standing = await worker.quota.reserve(wanted)
+            assert hold.ceiling == min(output, units * 1000 // milli - prompt)
+            assert hold.cost == charge(prompt + hold.ceiling, milli) <= units
+            assert standing.budget.remaining == units - hold.cost
 
 
 async def test_a_call_that_waits_for_a_slot_says_when_it_is_dispatched(worker):
@@ -342,8 +345,8 @@ async def test_redis_away_refuses_and_takes_nothing(books, redis_url):
         principal = caller(budget(100))
         await worker.quota.reserve(ask(principal))
         door.shut()
-        while worker.quota.reachable_since is not None:
-            await trio.sleep(0.01)
+        await worker.connected(wanted=False)
+        assert worker.quota.reachable_since is None
         with pytest.raises(StoreUnavailable):
             await worker.quota.reserve(ask(principal))
         assert worker.quota.doubtful == {}
@@ -358,8 +361,7 @@ async def test_a_settle_that_redis_does_not_take_is_kept(books, redis_url):
         await worker.end(hold, 30)
         assert list(worker.quota.unsettled) == [hold.request_id]
         door.reopen()
-        while worker.quota.reachable_since is None:
-            await trio.sleep(0.01)
+        await worker.connected()
         await worker.renewals.beat()
         assert worker.quota.unsettled == {}
         _, standing = await worker.quota.reserve(ask(principal, 10, 40))
@@ -378,8 +380,7 @@ async def test_a_settle_whose_answer_was_lost_is_counted_once(books, redis_url):
             door.cut()
         assert list(worker.quota.unsettled) == [hold.request_id]
         door.reopen()
-        while worker.quota.reachable_since is None:
-            await trio.sleep(0.01)
+        await worker.connected()
         assert await worker.holds(principal) == set()
         await worker.renewals.beat()
         assert not await worker.warm(principal)

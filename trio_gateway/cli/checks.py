@@ -20,6 +20,7 @@ from trio_gateway.cli.check_postgres import check_postgres
 from trio_gateway.cli.check_redis import check_redis
 from trio_gateway.cli.door import Failure
 from trio_gateway.cli.finding import Finding, fail, ok, warn
+from trio_gateway.cli.session import interruptible
 from trio_gateway.clients.bridge import open_bridge
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def examine(data_dir: Path | None) -> list[dict[str, Any]]:
     except Failure as error:
         advice = "Correct what it names, or start an installation; see --help."
         return [asdict(fail("settings", str(error), advice))]
-    found = [ok("settings", "understood"), *trio.run(_examine, addresses)]
+    with interruptible():
+        found = [ok("settings", "understood"), *trio.run(_examine, addresses)]
     return [asdict(finding) for finding in (*found, _disk(data_dir))]
 
 

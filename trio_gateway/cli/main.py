@@ -64,12 +64,10 @@ def main(args: list[str] | None = None) -> NoReturn:
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(INTERRUPTED)
-    except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001 - a sentence, no traceback
+    except Exception as error:  # noqa: BLE001 - an operator gets a sentence, not a traceback
         first: BaseException = error
         while isinstance(first, BaseExceptionGroup):
             first = first.exceptions[0]
-        if isinstance(first, KeyboardInterrupt):
-            sys.exit(INTERRUPTED)
         complain(f"failed: {type(first).__name__}: {first}")
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+import signal
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import parse_qs, urlsplit
@@ -22,7 +23,7 @@ from trio_gateway.services.reports import Reports
 from trio_gateway.services.tenant_rows import read_installation_secret
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from pathlib import Path
 
 T = TypeVar("T")
@@ -47,13 +48,27 @@ def run(data_dir: Path | None, operation: Callable[[Desk], Awaitable[T]]) -> T:
     addresses = find(data_dir)
     url = addresses.required_database_url()
     try:
-        return trio.run(_sit, addresses, url, operation)
+        with interruptible():
+            return trio.run(_sit, addresses, url, operation)
     except Exception as error:
         first = first_of(error)
         sentence = explained(first, url)
         if sentence is None:
             raise
         raise Failure(sentence) from first
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C end the process where it stands; PostgreSQL rolls back what was not committed.
+
+    A KeyboardInterrupt that is raised inside trio-asyncio's loop can leave it waiting for ever.
+    """
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 async def _sit(addresses: Addresses, url: str, operation: Callable[[Desk], Awaitable[T]]) -> T:

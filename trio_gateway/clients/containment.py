@@ -1,36 +1,68 @@
-"""One connection's failure stays its own.
+"""One connection's failure stays its own, and a connection that is over ends.
 
 Under hypercorn 0.18 some bytes make the code that reads a connection raise: a path or a method
-over HTTP/2 that is not ASCII, or settings in an h2c upgrade that are not base64. The exception
-leaves the connection's task and ends the server, and every call on it; no application sees it
-come. The seam is TCPServer.run, which has closed its socket by the time that it raises.
+over HTTP/2 that is not ASCII, a WebSocket header that is not, data for a stream that has been
+answered. The exception leaves the connection's task and ends the server, with every call on it;
+no application sees it come. Other connections never end: with bytes waiting behind a request
+that was cut off, or with an answer over HTTP/2 that nobody took, a task waits for ever.
+
+The seam is the name under which hypercorn's worker finds the class of a connection.
 """
 
 from __future__ import annotations
 
-from functools import wraps
+from typing import TYPE_CHECKING, Any
 
+import hypercorn.trio.run
 import structlog
+import trio
+from hypercorn.events import Closed
 from hypercorn.trio.tcp_server import TCPServer
+
+if TYPE_CHECKING:
+    from hypercorn.events import Event
+
+LINGER = 1.0  # seconds from the close of a connection to the end of its tasks
 
 log = structlog.get_logger()
 
 
-def contain() -> None:
-    """Let a connection that fails end alone; does nothing where that is done already."""
-    serve = TCPServer.run
-    if hasattr(serve, "__wrapped__"):
-        return
+class ContainedServer(TCPServer):
+    """Serves one connection, and nothing of it outlives it."""
 
-    @wraps(serve)
-    async def run(self: TCPServer) -> None:
+    def __init__(self, *args: Any) -> None:
+        """Take what hypercorn gives."""
+        super().__init__(*args)
+        self._life = trio.CancelScope()
+
+    async def run(self) -> None:
+        """Serve until the connection is over; only Cancelled is raised."""
         try:
-            await serve(self)
+            with self._life:
+                await super().run()
         except* Exception as group:  # noqa: BLE001 - whatever it is, it concerns this client alone
             # The texts of these hold what the client sent.
             log.warning("connection_failed", errors=sorted(_kinds(group)))
 
-    TCPServer.run = run  # type: ignore[method-assign]
+    async def protocol_send(self, event: Event) -> None:
+        """Write, or close."""
+        await super().protocol_send(event)
+        if isinstance(event, Closed):
+            self._end_soon()
+
+    async def _read_data(self) -> None:
+        try:
+            await super()._read_data()
+        finally:
+            self._end_soon()
+
+    def _end_soon(self) -> None:
+        self._life.deadline = min(self._life.deadline, trio.current_time() + LINGER)
+
+
+def contain() -> None:
+    """Serve every connection of this process so, from now on."""
+    vars(hypercorn.trio.run)["TCPServer"] = ContainedServer
 
 
 def _kinds(error: BaseException) -> set[str]:

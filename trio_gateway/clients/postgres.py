@@ -56,12 +56,15 @@ def mapped_errors() -> Iterator[None]:
     except (
         asyncpg.PostgresConnectionError,
         asyncpg.OperatorInterventionError,
+        asyncpg.TransactionRollbackError,
+        asyncpg.PostgresSystemError,
         asyncpg.InsufficientResourcesError,
         asyncpg.InternalClientError,
         asyncpg.InterfaceError,
         asyncpg.ReadOnlySQLTransactionError,
         asyncpg.InvalidAuthorizationSpecificationError,
         asyncpg.InvalidCatalogNameError,
+        asyncpg.ObjectNotInPrerequisiteStateError,  # the database takes no connections for now
         OSError,
         TimeoutError,
     ) as error:

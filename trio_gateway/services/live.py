@@ -12,30 +12,73 @@ from trio_gateway.core.errors import UpstreamTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from types import TracebackType
+    from typing import Self
 
     from trio_gateway.core.domain import Principal
     from trio_gateway.core.errors import GatewayError
 
+# Moving a deadline costs as much as a read; within a tenth it stays where it is.
+SLACK = 1.1
+
 
 class Cover:
-    """A block that a leash can end, until it is released."""
+    """A block that a leash can end, or a deadline that moves with what is waited for.
 
-    __slots__ = ("_scopes", "scope")
+    After a cut the block raises the leash's reason; after the deadline it just ends: ask with
+    `fail_if_late`. A class, and one scope for many waits: a scope for each, made by a
+    generator, would cost more than most of the waits.
+    """
 
-    def __init__(self, scopes: set[trio.CancelScope], scope: trio.CancelScope) -> None:
+    __slots__ = ("_last", "_late", "_leash", "_scope")
+
+    def __init__(self, leash: Leash, deadline: float) -> None:
         """Made by `Leash.cover` only."""
-        self._scopes = scopes
-        self.scope = scope
+        self._leash = leash
+        self._last = deadline
+        self._late: type[GatewayError] = UpstreamTimeout
+        self._scope = trio.CancelScope(deadline=deadline)
+
+    def __enter__(self) -> Self:
+        """Put the block on the leash; one that was cut before ends at its first checkpoint."""
+        self._scope.__enter__()
+        if self._leash.reason is not None:
+            self._scope.cancel()
+        self._leash.scopes.add(self._scope)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        """Take it off again; raise the reason where a cut ended it."""
+        self._leash.scopes.discard(self._scope)
+        ended = self._scope.__exit__(kind, error, traceback)
+        if self._scope.cancelled_caught and self._leash.reason is not None:
+            raise self._leash.reason from None
+        return ended
+
+    def allow(self, seconds: float, late: type[GatewayError] = UpstreamTimeout) -> None:
+        """Let what follows last so long, or up to a tenth longer; never past the block's own end.
+
+        `late` is what `fail_if_late` raises should it last longer.
+        """
+        left = self._scope.deadline - trio.current_time()
+        if self._late is not late or not seconds <= left <= seconds * SLACK:
+            deadline = trio.current_time() + seconds * SLACK
+            self._late = late if deadline < self._last else UpstreamTimeout
+            self._scope.deadline = min(deadline, self._last)
 
     def release(self) -> None:
-        """Take the block off the leash and its deadline: an inner cover has taken over."""
-        self._scopes.discard(self.scope)
-        self.scope.deadline = math.inf
+        """Take the block off the leash: what it was for is done."""
+        self._leash.scopes.discard(self._scope)
 
     def fail_if_late(self) -> None:
-        """Raise UpstreamTimeout, after the block, where its deadline ended it."""
-        if self.scope.cancelled_caught:
-            raise UpstreamTimeout
+        """Raise, after the block, where a deadline ended it."""
+        if self._scope.cancelled_caught:
+            raise self._late
 
 
 class Leash:
@@ -45,39 +88,25 @@ class Leash:
     notices the hang-up, to tell it from a server that is being stopped.
     """
 
-    __slots__ = ("_scopes", "client_left", "principal", "reason")
+    __slots__ = ("client_left", "principal", "reason", "scopes")
 
     def __init__(self, principal: Principal) -> None:
         """Made by `Live.hold` only."""
         self.principal = principal
         self.reason: GatewayError | None = None
         self.client_left = False
-        self._scopes: set[trio.CancelScope] = set()
+        self.scopes: set[trio.CancelScope] = set()  # of its covers
 
     def cut(self, reason: GatewayError) -> None:
         """End the call wherever it stands."""
         if self.reason is None:
             self.reason = reason
-            for scope in tuple(self._scopes):
+            for scope in tuple(self.scopes):
                 scope.cancel()
 
-    @contextmanager
-    def cover(self, deadline: float = math.inf) -> Iterator[Cover]:
-        """Let a cut, or the deadline (trio time), end this block.
-
-        After a cut the block raises its reason; after the deadline it just ends: ask the cover
-        with `fail_if_late`.
-        """
-        with trio.CancelScope(deadline=deadline) as scope:
-            if self.reason is not None:
-                scope.cancel()
-            self._scopes.add(scope)
-            try:
-                yield Cover(self._scopes, scope)
-            finally:
-                self._scopes.discard(scope)
-        if scope.cancelled_caught and self.reason is not None:
-            raise self.reason
+    def cover(self, deadline: float = math.inf) -> Cover:
+        """Let a cut, or the deadline (trio time), end a block."""
+        return Cover(self, deadline)
 
 
 class Live:

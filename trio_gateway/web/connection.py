@@ -36,6 +36,7 @@ class Request(TrioRequest):
     client: str | None
     leash: Leash | None
     socket_stream: trio.SocketStream | None
+    answered: bool = False  # the last of the answer is on its way
 
     def reset_client(self) -> None:
         """Cut off a client that takes no bytes."""
@@ -70,11 +71,11 @@ class Connection(TrioASGIHTTPConnection):
         preflight = gateway.cors.preflight(scope)
         if preflight is not None:
             pairs = [*preflight, (b"x-request-id", request_id.encode())]
-            await _answer(receive, send, 204, b"", pairs)
+            await _answer(send, 204, b"", pairs)
             return
         refusal = screen(scope, raw_path)
         if refusal is not None:
-            await _refuse(self.app, scope, receive, send, refusal)
+            await _refuse(self.app, scope, send, refusal)
             return
         request: Request = self._create_request_from_scope(send)  # type: ignore[assignment]
         request.request_id, request.raw_path, request.leash = request_id, raw_path, None
@@ -90,13 +91,26 @@ class Connection(TrioASGIHTTPConnection):
                     )
                     stack.enter_context(watched)
                 nursery.start_soon(self.handle_messages, nursery, request, receive)
-                nursery.start_soon(self.handle_request, nursery, request, send)
+                nursery.start_soon(self.handle_request, nursery, request, _noting(send, request))
 
     async def handle_messages(self, nursery: trio.Nursery, request: Any, receive: Any) -> None:
         """Feed the body; the end of the messages is the client's hang-up."""
         await super(TrioASGIHTTPConnection, self).handle_messages(request, receive)
+        if request.answered:
+            # Hypercorn says this at the end of every answer, while it is busy closing the
+            # connection or getting it ready for the next request: a cancel would undo that.
+            return
         request.note_hangup()
         nursery.cancel_scope.cancel()
+
+
+def _noting(send: Any, request: Request) -> Any:
+    async def noted(message: Any) -> None:
+        if not message.get("more_body", True):
+            request.answered = True
+        await send(message)
+
+    return noted
 
 
 class Handshake(TrioASGIWebsocketConnection):
@@ -104,13 +118,12 @@ class Handshake(TrioASGIWebsocketConnection):
 
     async def __call__(self, receive: Any, send: Any) -> None:
         """Refuse."""
+        del receive
         scope: dict[str, Any] = {**self.scope, "method": "GET"}
-        await _refuse(self.app, scope, receive, send, EndpointNotAllowed())
+        await _refuse(self.app, scope, send, EndpointNotAllowed())
 
 
-async def _refuse(
-    app: Any, scope: dict[str, Any], receive: Any, send: Any, error: GatewayError
-) -> None:
+async def _refuse(app: Any, scope: dict[str, Any], send: Any, error: GatewayError) -> None:
     """Answer before anything of the request is looked at."""
     raw_path, request_id = scope["raw_path"].decode("latin-1"), new_request_id()
     client = app.gateway.client_of(scope)
@@ -122,30 +135,12 @@ async def _refuse(
         headers["connection"] = "close"
     pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
     prefix = "" if scope["type"] == "http" else "websocket."
-    await _answer(receive, send, error.status, body, pairs, prefix)
+    await _answer(send, error.status, body, pairs, prefix)
 
 
 async def _answer(
-    receive: Any,
-    send: Any,
-    status: int,
-    body: bytes,
-    headers: list[tuple[bytes, bytes]],
-    prefix: str = "",
+    send: Any, status: int, body: bytes, headers: list[tuple[bytes, bytes]], prefix: str = ""
 ) -> None:
-    """Send a whole answer, or give up when the client leaves.
-
-    Over HTTP/2 hypercorn would wait for ever for a client that left to take it. `prefix` is
-    `websocket.` where a handshake is refused.
-    """
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_cancel_when_gone, receive, nursery.cancel_scope)
-        await send({"type": f"{prefix}http.response.start", "status": status, "headers": headers})
-        await send({"type": f"{prefix}http.response.body", "body": body, "more_body": False})
-        nursery.cancel_scope.cancel()
-
-
-async def _cancel_when_gone(receive: Any, scope: trio.CancelScope) -> None:
-    while not (await receive())["type"].endswith(".disconnect"):
-        pass
-    scope.cancel()
+    """Send a whole answer; `prefix` is `websocket.` where a handshake is refused."""
+    await send({"type": f"{prefix}http.response.start", "status": status, "headers": headers})
+    await send({"type": f"{prefix}http.response.body", "body": body, "more_body": False})

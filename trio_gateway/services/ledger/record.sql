@@ -1,6 +1,6 @@
 -- Append rows and add what they charge to the daily sums, for those not there before.
 -- $1: a JSON array of rows; `started_us` is microseconds since the epoch.
--- The sums are taken in scope order, so that two writers cannot deadlock.
+-- Rows and sums are taken in order, so that two writers who share some cannot deadlock.
 WITH added AS (
     INSERT INTO gateway.ledger (
         request_id, tenant_id, key_id, endpoint, model, status_code, outcome, basis, prompt_tokens,
@@ -15,6 +15,7 @@ WITH added AS (
         outcome text, basis text, prompt_tokens bigint, completion_tokens bigint,
         charged_tokens bigint, held_tokens bigint, backend text, started_us bigint,
         ttft_ms float8, duration_ms float8, batch_id text)
+    ORDER BY request_id, started_us
     ON CONFLICT (request_id, started_at) DO NOTHING
     RETURNING request_id, tenant_id, key_id, charged_tokens, started_at
 ), sums AS (

@@ -60,8 +60,6 @@ class Hydrator:
         lock = self._locks.setdefault(tenant_id, trio.Lock())
         try:
             async with lock:
-                if remaining := await self.settled():
-                    raise StoreUnavailable(retry_after=max(1.0, remaining))
                 for attempt in range(ATTEMPTS):
                     if await self._attempt(tenant_id, needed):
                         return
@@ -78,6 +76,10 @@ class Hydrator:
         begun = await self._redis.script("hydrate_begin", keys, [run_id, *pairs])
         if begun is None:
             return True
+        # Not before the first step: data lost in between would go unnoticed, and what is lost
+        # from here on takes the generation along.
+        if remaining := await self.settled():
+            raise StoreUnavailable(retry_after=max(1.0, remaining))
         gen, now_us, open_holds, fields = begun
         today = datetime.fromtimestamp(now_us / 1_000_000, UTC).date()
         wanted = {(scope, _label(kind, today)): _first(kind, today) for scope, kind in needed}

@@ -185,7 +185,8 @@ class Quota:
         Raises StoreUnavailable, also where the hold was gone: its account may be closed.
         """
         hold.phase = DISPATCHED
-        if await self.renewed([hold], self.send_renewal([hold])):
+        doubtful = await self.renewed([hold], self.send_renewal([hold]))
+        if doubtful or hold.request_id not in self.live:
             raise StoreUnavailable(retry_after=1)
 
     def send_renewal(self, holds: Sequence[Hold]) -> Pending:
@@ -199,12 +200,17 @@ class Quota:
         return self._redis.send_script("renew", tenant_keys(holds[0].tenant_id), args)
 
     async def renewed(self, holds: Sequence[Hold], renewal: Pending) -> list[str]:
-        """Await a renewal; return the ids of the holds that had to be put back."""
-        back = await self._redis.answer(renewal)
-        now = trio.current_time()
+        """Await a renewal; return the ids of the holds that may have been swept before it.
+
+        Those were gone and had to be put back, or had not been renewed for a whole lease.
+        """
+        doubtful = [rid.decode() for rid in await self._redis.answer(renewal)]
         for hold in holds:
-            hold.renewed_at = now
-        return [rid.decode() for rid in back]
+            if renewal.sent_at - hold.renewed_at > self.lease_us / 1_000_000:
+                doubtful.append(hold.request_id)
+            # When it was sent: this worker may have stood still before it read the answer.
+            hold.renewed_at = max(hold.renewed_at, renewal.sent_at)
+        return doubtful
 
     async def settle(self, rows: Iterable[LedgerRow]) -> None:
         """Settle by stored rows; what Redis does not take now is kept and tried again."""
