@@ -213,7 +213,7 @@ async def open_worker(
         )
         if aged:
             await worker.age()
-        with trio.fail_after(60):
+        with trio.fail_after(120):
             yield worker
         nursery.cancel_scope.cancel()
 

@@ -16,6 +16,7 @@ from tests.explorer.protocol import (
     START_US,
     SUMS,
     TENANT,
+    TICK_US,
     Protocol,
     cost_of,
     rid,
@@ -178,10 +179,13 @@ def unfinished(protocol: Protocol, world: World) -> str | None:
     for i, call in enumerate(world.calls):
         if call.admitted and world.rows[i] == NONE and not _rule_11(protocol, world, call):
             return f"{rid(i)} was admitted, and has no row"
-    hydration = Hydration("begin")
+    hydration = protocol.hydration()
     while hydration.at != "idle":
-        for _, world, hydration in hydrate(protocol, world, hydration, [("t", "total")]):
-            pass
+        if hydration.at == "parked":
+            world = world._replace(now_us=world.now_us + TICK_US)
+            hydration = protocol.hydration()
+        for _, after, following in hydrate(protocol, world, hydration, [("t", "total")]):
+            world, hydration = after, following
     return _counters(protocol, world)
 
 

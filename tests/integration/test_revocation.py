@@ -210,8 +210,9 @@ async def test_a_client_that_does_not_read_is_cut_at_upstream_all_the_same(datab
             struck = await strike(world)
             await until(lambda: generation.end, SOON)
             assert generation.ended_at - struck < SOON
+            await until(lambda: not len(world.gateway.live))  # given up telling the client
             with pytest.raises(trio.BrokenResourceError):
-                await trio.lowlevel.checkpoint() or await until_reset(world, caller)
+                await caller.rest()
             row = await ended(world)
     assert (row["outcome"], row["basis"]) == ("revoked", "partial")
 

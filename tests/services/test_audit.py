@@ -156,8 +156,8 @@ async def test_the_bound_holds_while_the_store_is_away(postgres):
         assert found == {("/a", 2), ("/b", 1), ("", 2)}
 
 
-async def test_a_write_that_is_cancelled_loses_nothing(postgres):
-    """Shutdown may cut a write; the flush that follows has it all."""
+async def test_a_write_that_is_cut_loses_nothing(postgres):
+    """Shutdown may cut a write that takes too long; the flush that follows has it all."""
     with trio.fail_after(LIMIT):
         store: Any = Faulty(postgres)
         store.stall = True

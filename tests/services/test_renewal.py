@@ -166,7 +166,7 @@ async def test_a_reserve_whose_answer_was_lost_is_closed_as_refused(books, redis
 
 async def test_a_doubt_is_kept_for_a_lease_where_no_hold_is_found(books, redis_url):
     """The command may still be under way; after that it is forgotten."""
-    lease = 0.2
+    lease = 0.6
     async with (
         open_door(redis_url) as door,
         open_worker(books, door.url, lease=lease) as worker,

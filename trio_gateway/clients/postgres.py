@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SCHEMES = ("postgresql://", "postgres://")
 CONNECT_LIMIT = 5.0  # seconds to open, or to wait for, a connection
 COMMAND_LIMIT = 10.0  # seconds for one statement
 
@@ -132,6 +133,8 @@ async def open_postgres(bridge: Bridge, dsn: str, size: int = 8) -> AsyncIterato
 
 
 async def _create_pool(dsn: str, size: int) -> asyncpg.Pool[asyncpg.Record]:
+    if not dsn.startswith(SCHEMES):
+        raise ValueError  # the pool itself would look at it only when it connects
     return await asyncpg.create_pool(
         dsn, min_size=0, max_size=size, timeout=CONNECT_LIMIT, command_timeout=COMMAND_LIMIT
     )

@@ -41,19 +41,36 @@ class ConnectionLost(Exception):
 class Pending:
     """A command under way; see `Redis.answer`."""
 
-    __slots__ = ("args", "done", "result", "sent_at")
+    __slots__ = ("_waiter", "args", "done", "result", "sent_at")
 
     def __init__(self, args: tuple[Any, ...]) -> None:
         """Made by `Redis.send` only."""
         self.args = args
-        self.done = trio.Event()
+        self.done = False
         self.result: Any = None
         self.sent_at = trio.current_time()
+        self._waiter: trio.lowlevel.Task | None = None
 
-    def fail(self) -> None:
-        """Say that there will be no answer."""
-        self.result = ConnectionLost()
-        self.done.set()
+    def take(self, result: Any) -> None:
+        """Keep the answer, or the error in place of one, and wake who waits for it."""
+        self.result = result
+        self.done = True
+        if self._waiter is not None:
+            trio.lowlevel.reschedule(self._waiter)
+            self._waiter = None
+
+    async def wait(self, *, cancellable: bool) -> None:
+        """Wait for `take`; one task can. A shielded scope would cost more than the wait."""
+
+        def abort(_: Any) -> trio.lowlevel.Abort:
+            if not cancellable:
+                return trio.lowlevel.Abort.FAILED
+            self._waiter = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        if not self.done:
+            self._waiter = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(abort)
 
 
 class Redis:
@@ -95,14 +112,18 @@ class Redis:
         """Send a command without waiting; pass the result to `answer`, or forget it."""
         pending = Pending(args)
         if not self.run_id or len(self._unanswered) >= WAITING:
-            pending.fail()
+            pending.take(ConnectionLost())
         else:
             self._enqueue(pending)
         return pending
 
-    async def answer(self, pending: Pending) -> Any:
-        """Wait for the answer of a command sent; a cancel leaves the command under way."""
-        await pending.done.wait()
+    async def answer(self, pending: Pending, *, cancellable: bool = True) -> Any:
+        """Wait for the answer of a command sent; a cancel leaves the command under way.
+
+        The wait is bounded, also where it is not `cancellable`: an overdue answer ends the
+        connection, and with it every command.
+        """
+        await pending.wait(cancellable=cancellable)
         if isinstance(pending.result, Exception):
             raise StoreUnavailable from pending.result
         return pending.result
@@ -136,7 +157,7 @@ class Redis:
         self.run_id = ""
         self._unsent.clear()
         while self._unanswered:
-            self._unanswered.popleft().fail()
+            self._unanswered.popleft().take(ConnectionLost())
 
     async def _connect(self) -> trio.abc.Stream:
         with trio.move_on_after(CONNECT_LIMIT):
@@ -234,8 +255,7 @@ class Redis:
                 self._enqueue(pending)
                 return
             log.error("redis_refused", error=str(answer)[:200])
-        pending.result = answer
-        pending.done.set()
+        pending.take(answer)
 
 
 async def _read(stream: trio.abc.Stream) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +25,7 @@ LINE_LIMIT = 8 * 1024 * 1024  # what Ollama's own client allows
 JSON_LIMIT = 16 * 1024 * 1024
 REFUSAL_LIMIT = 64 * 1024
 CLOSE_LIMIT = 1.0
+UNLIMITED = contextlib.nullcontext()
 
 # Nothing of the caller's request travels as a header. Host and Content-Length come with it.
 HEADERS = [
@@ -49,6 +51,13 @@ class Report(Protocol):
 
     def __call__(self, backend: str, /, *, ok: bool) -> None:
         """Take the news; it must not raise."""
+
+
+class Patience(Protocol):
+    """The caller's own cancel scope, around all of a reply."""
+
+    def allow(self, seconds: float, /) -> None:
+        """Let what follows last so long; should it last longer, the scope cancels it."""
 
 
 class mapped_errors:  # noqa: N801 - reads as a block, as contextlib's do
@@ -97,16 +106,23 @@ class Upstream:
         self._urls: dict[tuple[str, str], httpx.URL] = {}
 
     @contextlib.asynccontextmanager
-    async def open(self, base_url: str, path: str, body: bytes) -> AsyncIterator[Reply]:
+    async def open(
+        self, base_url: str, path: str, body: bytes, patience: Patience | None = None
+    ) -> AsyncIterator[Reply]:
         """POST the body and yield the Reply once its first bytes are there.
 
         Leaving the block closes the connection at once unless the reply was read to its end,
         which is what stops the GPU. Raises InvalidCall, ModelNotFound, UpstreamUnavailable,
-        UpstreamTimeout or UpstreamError.
+        UpstreamTimeout or UpstreamError. With `patience` the limits of waiting are its
+        business, and UpstreamTimeout is the caller's to raise: that saves a scope for each read.
         """
         deadline = trio.current_time() + self._timeouts.first_byte
-        async with self._answer("POST", base_url, path, body, deadline) as response:
-            reply = Reply(response, deadline, self._timeouts.idle, self._line_limit)
+        if patience is not None:
+            patience.allow(self._timeouts.first_byte)
+            deadline = math.inf
+        request = self._request("POST", base_url, path, body)
+        async with self._answer(request, deadline, base_url) as response:
+            reply = Reply(response, deadline, self._timeouts.idle, self._line_limit, patience)
             await reply.begin()
             yield reply
 
@@ -120,7 +136,8 @@ class Upstream:
 
     async def _json(self, method: str, base_url: str, path: str, body: bytes) -> dict[str, Any]:
         deadline = trio.current_time() + self._timeouts.metadata
-        async with self._answer(method, base_url, path, body, deadline) as response:
+        request = self._request(method, base_url, path, body)
+        async with self._answer(request, deadline, base_url) as response:
             reply = Reply(response, deadline, 0, self._line_limit)
             answer = await reply.read(JSON_LIMIT)
         try:
@@ -134,25 +151,25 @@ class Upstream:
 
     @contextlib.asynccontextmanager
     async def _answer(
-        self, method: str, base_url: str, path: str, body: bytes, deadline: float
+        self, request: httpx.Request, deadline: float, base_url: str
     ) -> AsyncIterator[httpx.Response]:
         """Yield a 200 answer, its body unread; raise for any other status."""
-        response = await self._dispatch(
-            self._request(method, base_url, path, body), deadline, base_url
-        )
+        response = await self._dispatch(request, deadline, base_url)
         try:
             if response.status_code != 200:
-                raise await _refusal(response, deadline)
+                raise await _refusal(response, deadline)  # noqa: TRY301 - it is closed below
             yield response
-        finally:
+        except BaseException:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_LIMIT):
                 await response.aclose()
+            raise
+        await response.aclose()
 
     async def _dispatch(
         self, request: httpx.Request, deadline: float, base_url: str
     ) -> httpx.Response:
         try:
-            with trio.CancelScope(deadline=deadline), mapped_errors():
+            with _limit(deadline), mapped_errors():
                 response = await self._transport.handle_async_request(request)
                 self._report(base_url, ok=True)
                 return response
@@ -179,7 +196,12 @@ class Reply:
     """
 
     def __init__(
-        self, response: httpx.Response, first_by: float, idle: float, line_limit: int
+        self,
+        response: httpx.Response,
+        first_by: float,
+        idle: float,
+        line_limit: int,
+        patience: Patience | None = None,
     ) -> None:
         """`first_by` is a trio time; an `idle` of 0 keeps to it for all of the body."""
         self.status = response.status_code
@@ -188,6 +210,7 @@ class Reply:
         self._first_by = first_by
         self._idle = idle
         self._line_limit = line_limit
+        self._patience = patience
         self._begun = b""
         self._tail: list[bytes] = []  # pieces of a line whose end has not come
         self._tail_size = 0
@@ -257,16 +280,22 @@ class Reply:
         if self._begun:
             piece, self._begun = self._begun, b""
             return piece
-        first = self._waiting_for_first
-        deadline = self._first_by if first else trio.current_time() + self._idle
-        # A scope of its own for each read costs 4 us. One for the whole reply would cancel the
-        # reader's own code, which could then not say goodbye.
-        with trio.CancelScope(deadline=deadline), mapped_errors():
+        deadline = self._first_by
+        if not self._waiting_for_first:
+            if self._patience is not None:
+                self._patience.allow(self._idle)
+            else:
+                deadline = trio.current_time() + self._idle
+        with _limit(deadline), mapped_errors():
             async for piece in self._pieces:
                 if piece:
                     return piece
             return b""
         raise UpstreamTimeout
+
+
+def _limit(deadline: float) -> contextlib.AbstractContextManager[object]:
+    return UNLIMITED if deadline == math.inf else trio.CancelScope(deadline=deadline)
 
 
 def _unheard(_backend: str, /, *, ok: bool) -> None:

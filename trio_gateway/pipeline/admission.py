@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -139,23 +140,23 @@ async def admit(gate: Gate, leash: Leash, errand: Errand, route: Route) -> Async
     tenant = errand.principal.tenant
     slot = gate.backends.try_take(tenant.id, tenant.weight_share, route.backends)
     try:
-        with leash.cover(errand.deadline) as reserving:
-            hold, standing = await gate.quota.reserve(_ask(gate, errand, route, slot))
-        reserving.fail_if_late()
+        hold, standing = await gate.quota.reserve(
+            _ask(gate, errand, route, slot), partial(leash.cover, errand.deadline)
+        )
     except BaseException:
         if slot is not None:
             slot.release()
         raise
     admission = Admission(errand, route, hold, standing)
     try:
-        with leash.cover(errand.deadline) as waiting:
-            if slot is None:
+        if slot is None:
+            with leash.cover(errand.deadline):
                 slot = await gate.backends.take(
                     tenant.id, tenant.weight_share, route.backends, errand.priority
                 )
                 await gate.quota.mark_dispatched(hold)
-            await trio.lowlevel.checkpoint_if_cancelled()
-        waiting.fail_if_late()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        leash.fail_if_cut()
         admission.dispatched(slot.backend)
         yield admission
     except Exception as error:

@@ -1,16 +1,15 @@
 """The exchange: one call from admission to settlement, as one task.
 
-Until `started`, an error is raised to the handler and becomes an HTTP status; after it the
-status is gone, and the error travels as the last item of the body. When the client hangs up,
-the request's nursery cancels this task wherever it stands: leaving `open` closes the socket to
-upstream, which is what stops the GPU, and leaving `admit` settles the account. Nothing here
-ever catches Cancelled.
+The handler learns everything through one channel: an error that comes first becomes an HTTP
+status, a later one ends the body. When the client hangs up, the request's nursery cancels this
+task wherever it stands: leaving `open` closes the socket to upstream, which is what stops the
+GPU, and leaving `admit` settles the account. Nothing here ever catches Cancelled.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -22,18 +21,15 @@ from trio_gateway.core.errors import (
     GatewayError,
     StoreUnavailable,
     UpstreamError,
-    UpstreamTimeout,
 )
 from trio_gateway.dialects.ollama import encode_call, parse_chunk
 from trio_gateway.pipeline.admission import Admission, Errand, admit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from trio_gateway.clients.upstream import Reply
-    from trio_gateway.core.domain import Call
+    from trio_gateway.core.domain import Call, Standing
     from trio_gateway.pipeline.gate import Gate, Route
-    from trio_gateway.services.live import Leash
+    from trio_gateway.services.live import Cover, Leash
 
 log = structlog.get_logger()
 
@@ -41,85 +37,62 @@ FAREWELL_LIMIT = 2.0  # seconds for the client to take the last word
 TRAILER_LIMIT = 0.5  # seconds for upstream to end its body after the last object
 EMBEDDINGS_LIMIT = 64 * 1024 * 1024  # bytes of one embeddings answer
 
-Item = list[Chunk] | GatewayError
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The first item of an answer that has begun: what the caller has left, and what has come."""
+
+    standing: Standing
+    chunks: list[Chunk]
+
+
+Item = Begun | list[Chunk] | GatewayError
+Heard = trio.MemorySendChannel[Item]
 Body = trio.MemoryReceiveChannel[Item]
-Started = tuple[Admission, Body]
 
 
-async def carry(
-    gate: Gate,
-    leash: Leash,
-    errand: Errand,
-    task_status: trio.TaskStatus[Started] = trio.TASK_STATUS_IGNORED,
-) -> None:
+async def carry(gate: Gate, leash: Leash, errand: Errand, send: Heard) -> None:
     """Take one call from admission to settlement.
 
-    Started with the admission and a channel of chunk batches; the last item is a GatewayError
-    where the call broke. Raises whatever `admit` and `open` raise, and the leash's reason.
-    Once started it raises nothing but ClientStalled, where nobody took the last item: the
-    channel's end must then not be taken for the answer's.
+    Sends Begun once upstream answers, then batches of chunks. Whatever ends the call otherwise
+    is sent as the last item, a GatewayError, be it the first one or not. Raises nothing but
+    ClientStalled, where nobody took the last item: the channel's end must then not be taken
+    for the answer's.
     """
-    route = gate.authorize(errand.principal, errand.call.model)
-    deadline = trio.current_time() + gate.rules.call_timeout
-    errand = replace(errand, call=_permitted(errand.call, route), deadline=deadline)
-    async with admit(gate, leash, errand, route) as admission:
-        admission.hold.swept = lambda: leash.cut(StoreUnavailable())
-        heard = await _exchange(gate, leash, admission, task_status)
+    heard = True
+    with send:
+        try:
+            route = gate.authorize(errand.principal, errand.call.model)
+            deadline = trio.current_time() + gate.rules.call_timeout
+            errand = replace(errand, call=_permitted(errand.call, route), deadline=deadline)
+            async with admit(gate, leash, errand, route) as admission:
+                admission.hold.swept = lambda: leash.cut(StoreUnavailable())
+                try:
+                    await _exchange(gate, leash, admission, send)
+                except Exception as error:  # noqa: BLE001 - `_farewell` logs what is not ours
+                    admission.fail(error)
+                    # Upstream is closed by now: only our own word waits for a slow client.
+                    heard = await _farewell(send, error)
+        except Exception as error:  # noqa: BLE001
+            heard = await _farewell(send, error)
     if not heard:
         raise ClientStalled
 
 
-async def _exchange(
-    gate: Gate, leash: Leash, admission: Admission, task_status: trio.TaskStatus[Started]
-) -> bool:
-    """Relay, then say how it ended; return whether somebody heard it."""
-    send, receive = trio.open_memory_channel[Item](0)
-    with send:
-        # Upstream is closed by now: only our own word waits for a slow client.
-        error = await _answer(
-            gate, leash, admission, send, lambda: task_status.started((admission, receive))
-        )
-        if error is None:
-            return True
-        if not isinstance(error, ClientStalled):
-            with trio.move_on_after(FAREWELL_LIMIT):
-                await send.send(error)
-                return True
-    return False
-
-
-async def _answer(
-    gate: Gate,
-    leash: Leash,
-    admission: Admission,
-    send: trio.MemorySendChannel[Item],
-    begin: Callable[[], None],
-) -> GatewayError | None:
-    """Open upstream and relay to the end; whatever goes wrong after `begin` is returned."""
-    call, deadline = admission.errand.call, admission.errand.deadline
-    with leash.cover(deadline) as opening:
+async def _exchange(gate: Gate, leash: Leash, admission: Admission, send: Heard) -> None:
+    """Open upstream and relay to the end; raises what broke the call, upstream closed."""
+    call = admission.errand.call
+    with leash.cover(admission.errand.deadline) as cover:
         async with gate.upstream.open(
-            admission.backend, call.upstream, _encode(gate, admission)
+            admission.backend, call.upstream, _encode(gate, admission), cover
         ) as reply:
-            batches = _Batches(reply, call)
-            first = await batches.receive()
-            # A cut that came together with the first bytes still has a status of its own.
-            await trio.lowlevel.checkpoint_if_cancelled()
-            admission.answered()
-            opening.release()
-            begin()
-            try:
-                with leash.cover(deadline) as relaying:
-                    await _relay(gate, admission, first, batches, send)
-                relaying.fail_if_late()
-            except Exception as error:  # noqa: BLE001 - `_farewell` logs what is not ours
-                admission.fail(error)
-                return _farewell(error)
+            await _relay(gate, admission, cover, _Batches(reply, call), send)
             if admission.outcome is Outcome.COMPLETED:
                 send.close()
-                await _read_out(reply)
-            return None
-    raise UpstreamTimeout  # its own deadline passed before the call had begun to answer
+                # To the end of the body, so that the connection can be used again.
+                cover.release(TRAILER_LIMIT)
+                with suppress(GatewayError):
+                    await anext(reply, None)
 
 
 def _encode(gate: Gate, admission: Admission) -> bytes:
@@ -166,42 +139,51 @@ class _Batches:
 
 
 async def _relay(
-    gate: Gate,
-    admission: Admission,
-    batch: list[Chunk],
-    batches: _Batches,
-    send: trio.MemorySendChannel[Item],
+    gate: Gate, admission: Admission, cover: Cover, batches: _Batches, send: Heard
 ) -> None:
     """Meter and hand on every batch; ends with the done chunk, or at the ceiling."""
+    begun = False
     while True:
+        batch = await batches.receive()
         _fail_if_stale(gate, admission)
+        if not begun:
+            # A cut that came together with the first bytes still has a status of its own.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            admission.answered()
         for at, chunk in enumerate(batch):
             if admission.meter(chunk):
+                batch = [*batch[:at], _cut_short(chunk, admission)]
                 admission.finish(Outcome.CUT)
-                await _send(gate, send, [*batch[:at], _cut_short(chunk, admission)])
-                return
+                break
             if chunk.done:
+                batch = batch[: at + 1]
                 admission.finish(Outcome.COMPLETED)
-                await _send(gate, send, batch[: at + 1])
-                return
-        await _send(gate, send, batch)
-        batch = await batches.receive()
-
-
-async def _send(gate: Gate, send: trio.MemorySendChannel[Item], batch: list[Chunk]) -> None:
-    try:
-        send.send_nowait(batch)
-    except trio.WouldBlock:
-        with trio.move_on_after(gate.rules.write_stall):
-            await send.send(batch)
+                break
+        await _send(gate, cover, send, batch if begun else Begun(admission.standing, batch))
+        begun = True
+        if admission.outcome is not None:
             return
-        raise ClientStalled from None
 
 
-async def _read_out(reply: Reply) -> None:
-    """Read to the end of the body, so that the connection can be used again."""
-    with trio.move_on_after(TRAILER_LIMIT), suppress(GatewayError):
-        await anext(reply, None)
+async def _send(gate: Gate, cover: Cover, send: Heard, item: Item) -> None:
+    try:
+        send.send_nowait(item)
+    except trio.WouldBlock:
+        cover.allow(gate.rules.write_stall, ClientStalled)
+        await send.send(item)
+
+
+async def _farewell(send: Heard, error: Exception) -> bool:
+    """Send the last word; return whether somebody took it."""
+    if isinstance(error, ClientStalled):
+        return False
+    if not isinstance(error, GatewayError):
+        log.error("exchange_failed", exc_info=error)
+        error = GatewayError()
+    with trio.move_on_after(FAREWELL_LIMIT):
+        await send.send(error)
+        return True
+    return False
 
 
 def _fail_if_stale(gate: Gate, admission: Admission) -> None:
@@ -236,10 +218,3 @@ def _permitted(call: Call, route: Route) -> Call:
         body = {key: value for key, value in call.body.items() if key != "think"}
         return replace(call, body=body)
     return call
-
-
-def _farewell(error: Exception) -> GatewayError:
-    if isinstance(error, GatewayError):
-        return error
-    log.error("exchange_failed", exc_info=error)
-    return GatewayError()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 BOUND = 2000  # different refusals waiting, and rows remembered
 PATH_LENGTH = 200
 PAUSE = 0.25  # seconds between two groups
+WRITE_LIMIT = 2.0  # seconds for one group, also while being cancelled
 RETRY = 0.5  # seconds before PostgreSQL is tried again
 ROW_SPAN = timedelta(minutes=1)
 
@@ -119,20 +120,24 @@ class AuditLog:
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
-            try:
-                await self._write()
-            except (StoreUnavailable, NotMigrated):
+            if not await self._written():
                 self._wake.set()
                 await trio.sleep(RETRY)
             await trio.sleep(PAUSE)
 
     async def flush(self) -> int:
         """Try once to write what is left; return how many refusals could not be written."""
-        try:
-            await self._write()
-        except (StoreUnavailable, NotMigrated):
-            return self.waiting
-        return 0
+        return 0 if await self._written() else self.waiting
+
+    async def _written(self) -> bool:
+        """Write what is waiting; a cancel waits for the write, so that nothing counts twice."""
+        with trio.move_on_after(WRITE_LIMIT, shield=True):
+            try:
+                await self._write()
+            except (StoreUnavailable, NotMigrated):
+                return False
+            return True
+        return False
 
     async def _write(self) -> None:
         async with self._writing:

@@ -25,22 +25,22 @@ SLACK = 1.1
 class Cover:
     """A block that a leash can end, or a deadline that moves with what is waited for.
 
-    After a cut the block raises the leash's reason; after the deadline it just ends: ask with
-    `fail_if_late`. A class, and one scope for many waits: a scope for each, made by a
-    generator, would cost more than most of the waits.
+    After a cut the block raises the leash's reason, after the deadline UpstreamTimeout or what
+    `allow` named. One scope serves many waits, and a class it is because a generator would
+    cost more than most of them.
     """
 
-    __slots__ = ("_last", "_late", "_leash", "_scope")
+    __slots__ = ("_end", "_late", "_leash", "_scope")
 
     def __init__(self, leash: Leash, deadline: float) -> None:
         """Made by `Leash.cover` only."""
         self._leash = leash
-        self._last = deadline
-        self._late: type[GatewayError] = UpstreamTimeout
+        self._end = deadline
+        self._late: type[GatewayError] | None = UpstreamTimeout
         self._scope = trio.CancelScope(deadline=deadline)
 
     def __enter__(self) -> Self:
-        """Put the block on the leash; one that was cut before ends at its first checkpoint."""
+        """Put the block on the leash; after a cut it ends at its first checkpoint."""
         self._scope.__enter__()
         if self._leash.reason is not None:
             self._scope.cancel()
@@ -53,32 +53,29 @@ class Cover:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        """Take it off again; raise the reason where a cut ended it."""
+        """Take it off the leash; raise why it ended early, if it did."""
         self._leash.scopes.discard(self._scope)
-        ended = self._scope.__exit__(kind, error, traceback)
-        if self._scope.cancelled_caught and self._leash.reason is not None:
-            raise self._leash.reason from None
-        return ended
+        swallow = self._scope.__exit__(kind, error, traceback)
+        if self._scope.cancelled_caught and self._late is not None:
+            raise self._leash.reason or self._late() from None
+        return swallow
 
     def allow(self, seconds: float, late: type[GatewayError] = UpstreamTimeout) -> None:
         """Let what follows last so long, or up to a tenth longer; never past the block's own end.
 
-        `late` is what `fail_if_late` raises should it last longer.
+        `late` is raised should it last longer.
         """
         left = self._scope.deadline - trio.current_time()
         if self._late is not late or not seconds <= left <= seconds * SLACK:
             deadline = trio.current_time() + seconds * SLACK
-            self._late = late if deadline < self._last else UpstreamTimeout
-            self._scope.deadline = min(deadline, self._last)
+            self._late = late if deadline < self._end else UpstreamTimeout
+            self._scope.deadline = min(deadline, self._end)
 
-    def release(self) -> None:
-        """Take the block off the leash: what it was for is done."""
+    def release(self, seconds: float) -> None:
+        """Say that the block has done its work: the rest has so long, and no way to fail."""
         self._leash.scopes.discard(self._scope)
-
-    def fail_if_late(self) -> None:
-        """Raise, after the block, where a deadline ended it."""
-        if self._scope.cancelled_caught:
-            raise self._late
+        self._late = None
+        self._scope.deadline = trio.current_time() + seconds
 
 
 class Leash:
@@ -103,6 +100,11 @@ class Leash:
             self.reason = reason
             for scope in tuple(self.scopes):
                 scope.cancel()
+
+    def fail_if_cut(self) -> None:
+        """Raise the reason, after a wait that nothing could end, where there was a cut."""
+        if self.reason is not None:
+            raise self.reason
 
     def cover(self, deadline: float = math.inf) -> Cover:
         """Let a cut, or the deadline (trio time), end a block."""

@@ -85,7 +85,8 @@ async def serve_admin(
 ) -> None:
     """Serve on the seat's sockets until cancelled."""
     config = Config()
-    config.bind = [f"fd://{sock.fileno()}" for sock in seat.sockets]
+    # Hypercorn closes what it is given, and the seat is to be served on again after a failure.
+    config.bind = [f"fd://{os.dup(sock.fileno())}" for sock in seat.sockets]
     config.accesslog = None
     config.loglevel = "WARNING"
     config.include_server_header = False

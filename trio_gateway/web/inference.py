@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import trio
 from quart import Response, current_app, request
@@ -12,7 +12,7 @@ from trio_gateway.core.errors import ClientStalled, EndpointNotAllowed, GatewayE
 from trio_gateway.dialects.ollama import Preload, preload_answer
 from trio_gateway.dialects.table import INFERENCE
 from trio_gateway.pipeline.admission import Errand
-from trio_gateway.pipeline.exchange import carry
+from trio_gateway.pipeline.exchange import Item, carry
 from trio_gateway.web.body import read_body
 from trio_gateway.web.credentials import presented_key
 from trio_gateway.web.replies import JSON, standing_headers
@@ -20,8 +20,9 @@ from trio_gateway.web.replies import JSON, standing_headers
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from trio_gateway.core.domain import Chunk
     from trio_gateway.dialects.table import Rendering
-    from trio_gateway.pipeline.exchange import Body, Started
+    from trio_gateway.pipeline.exchange import Begun, Body, Heard
     from trio_gateway.services.live import Leash
     from trio_gateway.web.connection import Request
     from trio_gateway.web.gateway import Gateway
@@ -53,25 +54,37 @@ async def infer() -> Response:
     errand = Errand(asked.request_id, leash.principal, call)
     if call.stream and gateway.settings.sse_keepalive and asked.raw_path.startswith("/v1/"):
         return _early_stream(gateway, leash, asked, errand, rendering)
-    admission, chunks = await asked.nursery.start(_carry, asked, gateway, leash, errand)
-    headers = standing_headers(admission.standing)
+    chunks = _set_off(asked, gateway, leash, errand)
+    begun = await _begun(chunks)
+    headers = standing_headers(begun.standing)
     if call.stream:
-        return Response(_stream(chunks, rendering), 200, headers, rendering.content_type)
-    return Response(await _whole(chunks, rendering), 200, headers, rendering.content_type)
+        return Response(_stream(begun, chunks, rendering), 200, headers, rendering.content_type)
+    return Response(await _whole(begun, chunks, rendering), 200, headers, rendering.content_type)
+
+
+def _set_off(asked: Request, gateway: Gateway, leash: Leash, errand: Errand) -> Body:
+    """Carry the call in a task of its own."""
+    send, receive = trio.open_memory_channel[Item](0)
+    asked.nursery.start_soon(_carry, asked, gateway, leash, errand, send)
+    return receive
 
 
 async def _carry(
-    asked: Request,
-    gateway: Gateway,
-    leash: Leash,
-    errand: Errand,
-    task_status: trio.TaskStatus[Started],
+    asked: Request, gateway: Gateway, leash: Leash, errand: Errand, send: Heard
 ) -> None:
     """Carry the call; a client that takes nothing more is cut off, as no word reaches it."""
     try:
-        await carry(gateway.gate, leash, errand, task_status=task_status)
+        await carry(gateway.gate, leash, errand, send)
     except ClientStalled:
         asked.reset_client()
+
+
+async def _begun(chunks: Body) -> Begun:
+    """Wait for the beginning of the answer, or raise why there is none."""
+    item = await chunks.receive()
+    if isinstance(item, GatewayError):
+        raise item
+    return cast("Begun", item)
 
 
 def _preload(gateway: Gateway, leash: Leash, preload: Preload) -> Response:
@@ -82,26 +95,35 @@ def _preload(gateway: Gateway, leash: Leash, preload: Preload) -> Response:
     return Response(preload_answer(preload, created=time.time()), 200, content_type=JSON)
 
 
-async def _whole(chunks: Body, rendering: Rendering) -> bytes:
-    async for item in chunks:
+async def _whole(begun: Begun, chunks: Body, rendering: Rendering) -> bytes:
+    batch = begun.chunks
+    while True:
+        for chunk in batch:
+            rendering.absorb(chunk)
+        try:
+            item = await chunks.receive()
+        except trio.EndOfChannel:
+            return rendering.body()
         if isinstance(item, GatewayError):
             raise item
-        for chunk in item:
-            rendering.absorb(chunk)
-    return rendering.body()
+        batch = cast("list[Chunk]", item)
 
 
-async def _stream(chunks: Body, rendering: Rendering) -> AsyncIterator[bytes]:
-    done = False
-    async for item in chunks:
+async def _stream(begun: Begun, chunks: Body, rendering: Rendering) -> AsyncIterator[bytes]:
+    batch = begun.chunks
+    while True:
+        encoded = b"".join([rendering.chunk(chunk) for chunk in batch])
+        if encoded:
+            yield encoded
+        try:
+            item = await chunks.receive()
+        except trio.EndOfChannel:
+            break
         if isinstance(item, GatewayError):
             yield rendering.error(item)
             return
-        done = item[-1].done
-        encoded = b"".join([rendering.chunk(chunk) for chunk in item])
-        if encoded:
-            yield encoded
-    if not done:  # the last word came too late to be sent
+        batch = cast("list[Chunk]", item)
+    if not batch[-1].done:  # the last word came too late to be sent
         yield rendering.error(ClientStalled())
 
 
@@ -112,28 +134,20 @@ def _early_stream(
 
     Errors before the first token then arrive as an event inside a 200.
     """
-    opened, began = trio.open_memory_channel[Any](1)  # the body, or why there is none
-
-    async def begin() -> None:
-        try:
-            _, chunks = await asked.nursery.start(_carry, asked, gateway, leash, errand)
-        except GatewayError as error:
-            gateway.refused_call(error, asked)
-            await opened.send(error)
-        else:
-            await opened.send(chunks)
 
     async def events() -> AsyncIterator[bytes]:
-        asked.nursery.start_soon(begin)
+        chunks = _set_off(asked, gateway, leash, errand)
         while True:
-            with trio.move_on_after(gateway.settings.sse_keepalive):
-                item = await began.receive()
-                break
+            try:
+                with trio.move_on_after(gateway.settings.sse_keepalive):
+                    begun = await _begun(chunks)
+                    break
+            except GatewayError as error:
+                gateway.refused_call(error, asked)
+                yield rendering.error(error)
+                return
             yield WAITING
-        if isinstance(item, GatewayError):
-            yield rendering.error(item)
-            return
-        async for piece in _stream(item, rendering):
+        async for piece in _stream(begun, chunks, rendering):
             yield piece
 
     return Response(events(), 200, content_type=rendering.content_type)

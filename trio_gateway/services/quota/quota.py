@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ from trio_gateway.services.quota.holds import DISPATCHED, QUEUED, Hold, encode_r
 from trio_gateway.services.quota.keys import INDEX, call_keys, tenant_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+    from contextlib import AbstractContextManager
 
     from trio_gateway.clients.redis import Pending, Redis
     from trio_gateway.core.domain import Principal
@@ -88,10 +90,14 @@ class Quota:
         """Since when (trio time) Redis has been connected; None while it is not."""
         return self._redis.connected_at if self._redis.connected else None
 
-    async def reserve(self, ask: Ask) -> tuple[Hold, Standing]:
+    async def reserve(
+        self, ask: Ask, guard: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> tuple[Hold, Standing]:
         """Take every window and budget together, or nothing.
 
-        Raises RateLimited or BudgetExhausted (both with `standing`), or StoreUnavailable.
+        Nothing ends the wait for Redis but its answer, which is bounded; a `guard` stands
+        around reading the counters from the ledger, which may take longer. Raises RateLimited
+        or BudgetExhausted (both with `standing`), or StoreUnavailable.
         """
         tenant, key = ask.principal.tenant, ask.principal.key
         for _ in range(HYDRATIONS):
@@ -103,7 +109,8 @@ class Quota:
                 for scope, limits in (("t", tenant.limits), (f"k:{key.id}", key.limits))
                 if limits.budget is not None
             ]
-            await self._hydrator.warm(tenant.id, needed)
+            with guard():
+                await self._hydrator.warm(tenant.id, needed)
         else:
             raise StoreUnavailable(retry_after=1)
         if reply[0] == b"no":
@@ -129,17 +136,15 @@ class Quota:
             *_limit_args(tenant.limits),
             *_limit_args(key.limits),
         ]
-        # Shielded: a hang-up must not leave a hold that was committed but not heard of. The
-        # client bounds the wait.
-        with trio.CancelScope(shield=True):
-            pending = self._redis.send_script("reserve", call_keys(tenant.id, key.id), args)
-            sent = not pending.done.is_set()
-            try:
-                return await self._redis.answer(pending)
-            except StoreUnavailable:
-                if sent:
-                    self._doubt(ask)
-                raise
+        pending = self._redis.send_script("reserve", call_keys(tenant.id, key.id), args)
+        sent = not pending.done
+        try:
+            # A hang-up must not leave a hold that was committed but not heard of.
+            return await self._redis.answer(pending, cancellable=False)
+        except StoreUnavailable:
+            if sent:
+                self._doubt(ask)
+            raise
 
     def _doubt(self, ask: Ask) -> None:
         # The hold may have been taken all the same; `settle_doubts` finds out.

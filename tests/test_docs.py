@@ -1,0 +1,213 @@
+"""What the documents say is so: settings, commands, routes, errors and examples."""
+
+import importlib.util
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import trio
+
+from trio_gateway import settings
+from trio_gateway.cli.main import trunk
+from trio_gateway.core import errors
+from trio_gateway.web import routes
+
+TOP = Path(__file__).resolve().parent.parent
+README = (TOP / "README.md").read_text(encoding="utf-8")
+DEPLOY = {path.name: path.read_text(encoding="utf-8") for path in (TOP / "deploy").iterdir()}
+DOCUMENTS = {
+    name: (TOP / name).read_text(encoding="utf-8")
+    for name in ("README.md", "SECURITY.md", "CHANGELOG.md")
+}
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+SHELL = "".join(text for kind, text in BLOCKS if kind == "sh").replace("\\\n", " ")
+PYTHON = [text for kind, text in BLOCKS if kind == "python"]
+SPANS = re.findall(r"`([^`\n]+)`", "".join(DOCUMENTS.values()))
+LIMIT = 60.0  # seconds for a client to import and to ask
+
+
+def table(heading, columns):
+    """Return the first columns of the table rows under a heading of the README."""
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if re.match(r"\| [`\d]", line)]
+    return [[cell.strip() for cell in row.split("|")[1 : columns + 1]] for row in rows]
+
+
+def commands():
+    """Return every command line of ours that a document gives, as its arguments."""
+    prose = [
+        span.removeprefix("trio-gateway ") for span in SPANS if re.match("trio-gateway [a-z]", span)
+    ]
+    lines = SHELL.splitlines()
+    for text in DEPLOY.values():
+        lines += [line for line in text.splitlines() if line.startswith(("#   ", "ExecStart="))]
+    shell = [
+        found[1]
+        for line in lines
+        if (found := re.search(r"[\s/]trio-gateway ([a-z].*)", f" {line}"))
+    ]
+    return sorted({tuple(shlex.split(text, comments=True)) for text in prose + shell})
+
+
+def curls():
+    """Return every curl example as method, path and body."""
+    found = []
+    for line in SHELL.splitlines():
+        words = shlex.split(line, comments=True) if "curl " in line else []
+        path = next((w.removeprefix("$BASE") for w in words if w.startswith("$BASE/")), None)
+        if path is not None:
+            body = words[words.index("-d") + 1] if "-d" in words else None
+            found.append(("GET" if body is None else "POST", path, body))
+    return found
+
+
+def written(value):
+    """Return a setting's value as an environment holds it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def assignments(commented):
+    """Return the example's settings: those in force, or those that are commented out."""
+    pattern = r"^#([A-Z_]+)=(.*)$" if commented else r"^([A-Z_]+)=(.*)$"
+    return dict(re.findall(pattern, DEPLOY["example.env"], re.MULTILINE))
+
+
+def test_the_example_settings_load(tmp_path):
+    """With the files that it names in place, deploy/example.env is accepted as it stands."""
+    environ = assignments(commented=False)
+    for name in [name for name in environ if name.endswith("_FILE")]:
+        path = tmp_path / name
+        path.write_text("secret\n", encoding="utf-8")
+        environ[name] = str(path)
+    loaded = settings.load(environ)
+    assert (loaded.database_url, loaded.admin_token) == ("secret", "secret")
+
+
+def test_the_example_names_every_setting_once_and_no_secret():
+    """What is commented out stands at its default; secrets are paths of files."""
+    given, commented = assignments(commented=False), assignments(commented=True)
+    named = [name.removesuffix("_FILE") for name in given] + list(commented)
+    assert sorted(named) == sorted(map(settings.variable, settings.Settings.model_fields))
+    for field, entry in settings.Settings.model_fields.items():
+        name = settings.variable(field)
+        assert commented.get(name, written(entry.default)) == written(entry.default)
+    assert {"DATABASE_URL_FILE", "REDIS_URL_FILE", "TRIO_GATEWAY_ADMIN_TOKEN_FILE"} <= given.keys()
+
+
+def test_the_readme_has_every_setting_with_its_default():
+    """The table of settings is the class Settings, no more and no less."""
+    shown = {name.strip("`"): default.strip("`") for name, default in table("Settings", 2)}
+    expected = {
+        settings.variable(field): written(entry.default) or "none"
+        for field, entry in settings.Settings.model_fields.items()
+    }
+    assert shown == expected
+
+
+@pytest.mark.parametrize("arguments", commands(), ids=" ".join)
+def test_a_command_in_the_documents_is_one_that_exists(arguments):
+    """Its name, its options and their values are understood."""
+    command: click.Command = trunk
+    words = list(arguments)
+    while isinstance(command, click.Group):
+        command = command.commands[words.pop(0)]
+    if words:  # a command may be named without what it needs
+        command.make_context(command.name, words)
+
+
+def test_the_readme_names_every_command():
+    """An operator finds each command in it."""
+    named = {" ".join(arguments) for arguments in commands()}
+
+    def leaves(command, path):
+        if not isinstance(command, click.Group):
+            return [path]
+        return [
+            leaf
+            for name, inner in command.commands.items()
+            for leaf in leaves(inner, f"{path} {name}")
+        ]
+
+    for path in leaves(trunk, ""):
+        assert any(f"{line} ".startswith(f"{path.strip()} ") for line in named), path
+
+
+def test_the_table_of_routes_is_the_gateways():
+    """Every route with its methods, and none that is not there."""
+    shown = {
+        path: tuple(methods.split(", "))
+        for cell, methods in table("Routes", 2)
+        for path in re.findall(r"`(/[^`]*)`", cell)
+    }
+    assert shown.pop("/v1/models/{id}") == routes.MODEL_METHODS
+    assert shown == routes.EXACT
+
+
+def test_every_error_of_the_gateway_is_in_the_readme():
+    """Status, code and type of each class that a caller can meet, and no other code."""
+    shown = {tuple(cell.strip("`") for cell in row) for row in table("Errors", 3)}
+    met = [errors.GatewayError]
+    expected = {("400", "context_length_exceeded", "invalid_request_error")}
+    while met:
+        kind = met.pop()
+        met += kind.__subclasses__()
+        if kind not in {errors.CallerError, errors.Refused, errors.ClientStalled}:
+            expected.add((str(kind.status), kind.default_code, kind.type))
+    assert shown == expected
+
+
+def test_the_two_commands_stand_alone_on_their_lines():
+    """Both do all of the set-up, and .ci/run finds the second."""
+    for ending in ("quickstart --simulate", "-m pytest"):
+        (line,) = re.findall(rf"^python3 -m venv .*{ending}$", README, re.MULTILINE)
+        assert "-c requirements.lock" in line
+
+
+async def test_the_curl_examples_are_answered(world):
+    """Each is sent as it stands, with a key."""
+    assert len(curls()) > 4
+    for method, path, body in curls():
+        answer = await world.client.request(method, path, content=body, headers=world.auth())
+        assert answer.status_code == 200, (method, path, answer.text)
+
+
+@pytest.mark.parametrize("program", PYTHON, ids=["openai", "ollama"])
+async def test_a_python_example_runs(world, program):
+    """As it stands, with BASE and KEY in the environment as the tour sets them."""
+    environ = {**os.environ, "BASE": world.base_url, "KEY": world.key["key"]}
+    with trio.fail_after(LIMIT):
+        done = await trio.run_process(
+            [sys.executable, "-c", program], env=environ, capture_stdout=True
+        )
+    assert b"Echo: " in done.stdout
+    assert {row["outcome"] for row in await world.ledger()} == {"completed"}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_document_links_to_what_is_there(name):
+    """Relative links name files of the repository."""
+    links = re.findall(r"\]\(([^)#:]+)\)", DOCUMENTS[name])
+    assert [link for link in links if not (TOP / link).exists()] == []
+
+
+def test_the_benches_named_exist():
+    """Each `python -m` line of the README names a module."""
+    named = re.findall(r"python -m (tests\.load\.\w+)", README)
+    assert len(named) == 5
+    assert [name for name in named if importlib.util.find_spec(name) is None] == []
+
+
+def test_the_compose_file_publishes_the_gateway_alone_and_holds_no_secret():
+    """One published port, on loopback, and a file for every secret."""
+    compose = DEPLOY["compose.yaml"]
+    published = re.findall(r"^ +ports: (.*)$", compose, re.MULTILINE)
+    assert published == ['["127.0.0.1:8080:8080"]']
+    assert len(re.findall(r"\{file: secrets/\w+\}", compose)) == 5
+    assert (
+        re.findall(r"PASSWORD: |://\w+:\w+@", re.sub(r"^#.*$", "", compose, flags=re.MULTILINE))
+        == []
+    )
