@@ -185,6 +185,7 @@ async def open_worker(
     window: float = 60,
     renewal: float = 1,
     aged: bool = True,
+    limit: float = 60,
 ) -> AsyncIterator[Worker]:
     """Run the account's services of one worker; renewals and sweeps go by hand."""
     async with (
@@ -213,7 +214,7 @@ async def open_worker(
         )
         if aged:
             await worker.age()
-        with trio.fail_after(120):
+        with trio.fail_after(limit):
             yield worker
         nursery.cancel_scope.cancel()
 

@@ -67,6 +67,31 @@ def test_audit_lists_refusals_and_acts(cli, database):
     assert cli("audit", "--since", "none", "--json").json[0]["count"] == 9
 
 
+def test_the_books_are_compared(cli, database):
+    """Books that agree are exit 0; a row without its sums is exit 1, and is shown."""
+    cli("tenant", "create", "acme", "--all-models")
+    cli("key", "create", "--tenant", "acme")
+    found = cli("ledger", "verify", "--json").json
+    assert (found["ok"], found["holds_open"], found["differences"]) == (True, 0, [])
+    assert "the books agree" in cli("ledger", "verify").out
+    sql(database, BOOKED)
+    answer = cli("ledger", "verify", "--json")
+    assert (answer.code, json.loads(answer.out)["ok"]) == (1, False)
+    answer = cli("ledger", "verify")
+    assert answer.code == 1
+    assert "THE BOOKS DIFFER" in answer.out
+
+
+def test_comparing_the_books_needs_redis(cli, monkeypatch):
+    """Redis away or not named: one sentence."""
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+    cli("ledger", "verify").refused("Redis cannot be used at 127.0.0.1:1/0")
+    monkeypatch.setenv("REDIS_URL", "nonsense")
+    cli("ledger", "verify").refused("REDIS_URL is not a Redis address")
+    monkeypatch.delenv("REDIS_URL")
+    cli("ledger", "verify").refused("REDIS_URL is not")
+
+
 class FakeOllama(BaseHTTPRequestHandler):
     """Tells a version, as Ollama does."""
 

@@ -184,9 +184,10 @@ class Stage:
             keep_alive="5m",
         )
         nobody: Any = None
-        parts: Any = (self.counters, self.book, self.backends)
+        counters: Any = self.counters
+        book: Any = self.book
         upstream = Upstream(self.player, Timeouts(first_byte=300, idle=60))
-        return Gate(rules, Policies(nobody), self.shelf, *parts, upstream)
+        return Gate(rules, Policies(nobody), self.shelf, counters, book, self.backends, upstream)
 
     @property
     def row(self) -> LedgerRow:

@@ -21,8 +21,6 @@ from trio_gateway.core.errors import (
 from trio_gateway.pipeline.admission import SETTLE_LIMIT, admit
 from trio_gateway.services.quota.holds import DISPATCHED, FINAL, QUEUED
 
-pytestmark = pytest.mark.usefixtures("autojump_clock")
-
 
 def opening(stage, leash, **more):
     """Return `admit` for one errand."""
@@ -32,7 +30,7 @@ def opening(stage, leash, **more):
     return admit(stage.gate, leash, asked, stage.gate.authorize(PRINCIPAL, asked.call.model))
 
 
-async def test_a_free_slot_is_written_into_the_hold_at_once():
+async def test_a_free_slot_is_written_into_the_hold_at_once(autojump_clock):
     """No second round trip: the reserve has the phase already."""
     stage = Stage(Player([]))
     with stage.live.hold(PRINCIPAL) as leash:
@@ -43,10 +41,11 @@ async def test_a_free_slot_is_written_into_the_hold_at_once():
     assert stage.backends.in_flight == 0
 
 
-async def test_a_queued_call_is_marked_before_it_is_dispatched():
+async def test_a_queued_call_is_marked_before_it_is_dispatched(autojump_clock):
     """It holds while it waits, and its phase changes with its slot."""
     stage = Stage(Player([]))
     first = stage.backends.try_take("t", 1, [BACKEND])
+    assert first is not None
     phases = []
     with stage.live.hold(PRINCIPAL) as leash:
         async with trio.open_nursery() as nursery:
@@ -63,7 +62,7 @@ async def test_a_queued_call_is_marked_before_it_is_dispatched():
 
 
 @pytest.mark.parametrize("error", [RateLimited(), StoreUnavailable()])
-async def test_a_refused_reserve_gives_the_slot_back(error):
+async def test_a_refused_reserve_gives_the_slot_back(autojump_clock, error):
     """Nothing is held, nothing is written."""
     stage = Stage(Player([]))
     stage.counters.error = error
@@ -73,7 +72,7 @@ async def test_a_refused_reserve_gives_the_slot_back(error):
     assert (stage.backends.in_flight, stage.book.rows) == (0, [])
 
 
-async def test_the_queue_is_left_when_it_takes_too_long():
+async def test_the_queue_is_left_when_it_takes_too_long(autojump_clock):
     """After the queue's own limit the row says refused, at no cost."""
     stage = Stage(Player([]))
     stage.backends.try_take("t", 1, [BACKEND])
@@ -86,7 +85,7 @@ async def test_the_queue_is_left_when_it_takes_too_long():
     assert (stage.row.status_code, stage.row.charged_tokens) == (503, 0)
 
 
-async def test_the_calls_own_deadline_counts_in_the_queue():
+async def test_the_calls_own_deadline_counts_in_the_queue(autojump_clock):
     """CALL_TIMEOUT before QUEUE_TIMEOUT: a timeout by status, never dispatched by account."""
     stage = Stage(Player([]))
     stage.backends.try_take("t", 1, [BACKEND])
@@ -101,7 +100,7 @@ async def test_the_calls_own_deadline_counts_in_the_queue():
 
 
 @pytest.mark.parametrize("where", ["reserving", "queued"])
-async def test_a_cut_before_the_dispatch_costs_nothing(where):
+async def test_a_cut_before_the_dispatch_costs_nothing(autojump_clock, where):
     """The reason is raised and is the row's outcome: a hold once taken is settled."""
     stage = Stage(Player([]))
     if where == "reserving":
@@ -126,7 +125,7 @@ async def test_a_cut_before_the_dispatch_costs_nothing(where):
 
 @pytest.mark.parametrize(("left", "outcome"), [(True, Outcome.ABORTED), (False, Outcome.DRAINED)])
 @pytest.mark.parametrize("where", ["reserving", "queued", "dispatched"])
-async def test_a_cancel_is_the_clients_or_the_servers(where, left, outcome):
+async def test_a_cancel_is_the_clients_or_the_servers(autojump_clock, where, left, outcome):
     """Cancelled in any phase: aborted where the client left, drained where the server stops."""
     stage = Stage(Player([]))
     if where == "reserving":
@@ -159,7 +158,9 @@ async def test_a_cancel_is_the_clients_or_the_servers(where, left, outcome):
         (RuntimeError(), Basis.ESTIMATED, 500),
     ],
 )
-async def test_an_error_before_the_first_byte_says_what_it_costs(error, basis, status):
+async def test_an_error_before_the_first_byte_says_what_it_costs(
+    autojump_clock, error, basis, status
+):
     """Where upstream refused before any work nothing is charged, else the prompt."""
     stage = Stage(Player([]))
     with stage.live.hold(PRINCIPAL) as leash, pytest.raises(type(error)):
@@ -169,7 +170,7 @@ async def test_an_error_before_the_first_byte_says_what_it_costs(error, basis, s
     assert stage.row.status_code == status
 
 
-async def test_leaving_waits_for_the_account_but_not_for_ever():
+async def test_leaving_waits_for_the_account_but_not_for_ever(autojump_clock):
     """While PostgreSQL is away the call ends after a limit; the hold carries the row meanwhile."""
     stage = Stage(Player([]), book=Book(stored=False))
     began = trio.current_time()

@@ -65,8 +65,8 @@ class Stage:
 
     async def _run(self, database_url: str, redis_url: str) -> None:
         async with (
-            open_worker(database_url, redis_url) as first,
-            open_worker(database_url, redis_url) as second,
+            open_worker(database_url, redis_url, limit=600) as first,
+            open_worker(database_url, redis_url, limit=600) as second,
         ):
             stop = trio.Event()
             self._ready.put((trio.lowlevel.current_trio_token(), stop, (first, second)))
@@ -111,9 +111,9 @@ class Settlement(RuleBasedStateMachine):
         return self.worker(0)
 
     @initialize(
-        tenant=st.none() | st.integers(0, 400),
-        first=st.none() | st.integers(0, 300),
-        second=st.none() | st.integers(0, 300),
+        tenant=st.none() | st.integers(100, 900),
+        first=st.none() | st.integers(50, 600),
+        second=st.none() | st.integers(0, 600),
         periods=st.tuples(*[st.sampled_from(list(Period))] * 3),
     )
     def open_books(
@@ -139,22 +139,33 @@ class Settlement(RuleBasedStateMachine):
 
     # -- calls
 
-    @rule(who=pick, worker=pick, prompt=st.integers(0, 60), output=st.integers(0, 120),
-          milli=st.sampled_from([1000, 1000, 500, 2500, 333]), dispatched=st.booleans())  # fmt: skip
-    def reserve(
-        self, who: int, worker: int, prompt: int, output: int, milli: int, *, dispatched: bool
-    ) -> None:
-        wanted = ask(self.principals[who % 2], prompt, output, milli=milli, dispatched=dispatched)
-        try:
-            hold, standing = self.stage.do(self.worker(worker).quota.reserve, wanted)
-        except BudgetExhausted:
-            return
-        except StoreUnavailable:
-            assert self.young, "refused although Redis had been up for long"
-            return
-        assert standing.budget is None or standing.budget.remaining >= 0
-        self.admitted[hold.request_id] = hold
-        self.ongoing.append(Ongoing(hold, worker % 2))
+    @rule(
+        wishes=st.lists(
+            st.tuples(
+                st.integers(0, 3),  # whose key, and which worker
+                st.integers(0, 20),  # prompt
+                st.integers(0, 40),  # output
+                st.sampled_from([1000, 500, 2500, 333]),
+            ),
+            min_size=1,
+            max_size=3,
+        ),
+        dispatched=st.booleans(),
+    )
+    def reserve(self, wishes: list[tuple[int, int, int, int]], *, dispatched: bool) -> None:
+        for who, prompt, output, milli in wishes:
+            principal = self.principals[who % 2]
+            wanted = ask(principal, prompt, output, milli=milli, dispatched=dispatched)
+            try:
+                hold, standing = self.stage.do(self.worker(who // 2).quota.reserve, wanted)
+            except BudgetExhausted:
+                continue
+            except StoreUnavailable:
+                assert self.young, "refused although Redis had been up for long"
+                return
+            assert standing.budget is None or standing.budget.remaining >= 0
+            self.admitted[hold.request_id] = hold
+            self.ongoing.append(Ongoing(hold, who // 2))
 
     @precondition(lambda self: self.ongoing)
     @rule(which=pick)
@@ -243,11 +254,16 @@ class Settlement(RuleBasedStateMachine):
         except StoreUnavailable:
             assert self.young, "refused although Redis had been up for long"
 
-    @rule()
-    def lose_everything(self) -> None:
+    @rule(wait=st.booleans())
+    def lose_everything(self, *, wait: bool) -> None:
         self.stage.do(self.any_worker.redis.command, "FLUSHALL")
+        self._begin_anew(wait=wait)
+
+    def _begin_anew(self, *, wait: bool) -> None:
         self.young = True
         self._see_who_vanished()
+        if wait:
+            self.an_interval_passes()
 
     @rule()
     def remember(self) -> None:
@@ -261,12 +277,11 @@ class Settlement(RuleBasedStateMachine):
             if dump is not None:
                 self.remembered.append((name, dump))
 
-    @rule()
-    def fail_over(self) -> None:
+    @rule(wait=st.booleans())
+    def fail_over(self, *, wait: bool) -> None:
         """Another server takes over, with what it had heard of by then."""
         self.stage.do(self._fail_over)
-        self.young = True
-        self._see_who_vanished()
+        self._begin_anew(wait=wait)
 
     async def _fail_over(self) -> None:
         run_id = uuid.uuid4().hex + "0" * 8
@@ -376,8 +391,10 @@ def test_the_account_survives_any_order_of_events(stage: Stage) -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=40,
-            stateful_step_count=30,
+            max_examples=60,
+            stateful_step_count=40,
+            derandomize=True,
+            database=None,
             deadline=None,
             suppress_health_check=list(HealthCheck),
             print_blob=False,

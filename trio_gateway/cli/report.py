@@ -121,7 +121,10 @@ def _verdict(found: dict[str, Any]) -> str:
         f"{found['checked']} sums checked, {found['holds_open']} calls in flight: "
         + ("the books agree." if found["ok"] else "THE BOOKS DIFFER:")
     ]
-    lines += [f"  {difference}" for difference in found["differences"]]
+    lines += [
+        "  " + ", ".join(f"{name} {value}" for name, value in difference.items())
+        for difference in found["differences"]
+    ]
     return "\n".join(lines)
 
 

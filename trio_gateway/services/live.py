@@ -65,6 +65,8 @@ class Cover:
 
         `late` is raised should it last longer.
         """
+        if self._late is None:  # released: nothing prolongs it
+            return
         left = self._scope.deadline - trio.current_time()
         if self._late is not late or not seconds <= left <= seconds * SLACK:
             deadline = trio.current_time() + seconds * SLACK

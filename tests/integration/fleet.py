@@ -1,0 +1,409 @@
+"""Installations as real processes: two workers by `serve` or by stock hypercorn, and an Ollama."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import trio
+
+from trio_gateway.cli.redis_line import open_redis
+from trio_gateway.clients.bridge import open_bridge
+from trio_gateway.clients.postgres import Postgres, open_postgres
+from trio_gateway.services.accounts import Accounts
+from trio_gateway.services.keyring import Keyring
+from trio_gateway.services.ledger.verify import verify
+from trio_gateway.services.tenant_rows import read_installation_secret
+
+ROOT = Path(__file__).parents[2]
+MODELS = ("llama3.2:latest", "qwen3:8b", "nomic-embed-text:latest", "team/secret-model:7b")
+START_LIMIT = 60.0  # seconds; several builds may share two cores
+STOP_LIMIT = 30.0
+TICK = 0.02
+HOW = ("serve", "hypercorn")
+
+
+def script(name: str) -> str:
+    """Return where an installed command is."""
+    return str(Path(sysconfig.get_path("scripts")) / name)
+
+
+class Program:
+    """A child process of the test, its stderr in a file that is shown if the test fails."""
+
+    def __init__(self, words: Sequence[str], log: Path, **environ: str) -> None:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("TRIO_GATEWAY_")}
+        for name in ("DATABASE_URL", "REDIS_URL", "OLLAMA_BASE_URL"):
+            kept.pop(name, None)
+        self.log = log
+        with log.open("ab") as errors:
+            self.popen = subprocess.Popen(
+                words,
+                cwd=ROOT,
+                env={**kept, **environ},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
+        self.seen: dict[int, int] = {}  # descendants by process id, each with a pidfd
+
+    @property
+    def said(self) -> str:
+        """Everything on stderr so far."""
+        return self.log.read_text(errors="replace")
+
+    def line(self) -> Any:
+        """Return the next line of stdout, as JSON."""
+        assert self.popen.stdout is not None
+        ready, _, _ = select.select([self.popen.stdout], [], [], START_LIMIT)
+        text = self.popen.stdout.readline() if ready else b""
+        assert text, f"not ready; stderr:\n{self.said}"
+        return json.loads(text)
+
+    def descendants(self) -> list[int]:
+        """Return the process ids of all children and theirs."""
+        found = []
+        todo = [self.popen.pid]
+        while todo:
+            pid = todo.pop()
+            with contextlib.suppress(OSError):
+                children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+                todo += map(int, children)
+                found += map(int, children)
+        for pid in found:
+            if pid not in self.seen or _gone(self.seen[pid]):
+                with contextlib.suppress(ProcessLookupError):
+                    self.seen[pid] = os.pidfd_open(pid)
+        return found
+
+    def left(self) -> list[int]:
+        """Return the descendants ever seen that are still alive."""
+        return [pid for pid, pidfd in self.seen.items() if not _gone(pidfd)]
+
+    def send(self, signum: int) -> None:
+        """Send a signal to the parent process."""
+        self.popen.send_signal(signum)
+
+    async def ended(self, limit: float = STOP_LIMIT) -> int:
+        """Return the exit code of the parent process."""
+        await until(lambda: self.popen.poll() is not None, limit)
+        return self.popen.returncode
+
+    def destroy(self) -> None:
+        """End whatever is left of it."""
+        self.descendants()
+        if self.popen.poll() is None:
+            self.popen.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.popen.wait(10)
+        self.descendants()
+        for pidfd in self.seen.values():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
+        self.seen.clear()
+        if self.popen.poll() is None:
+            self.popen.kill()
+        self.popen.wait(10)
+        assert self.popen.stdout is not None
+        self.popen.stdout.close()
+
+
+def _gone(pidfd: int) -> bool:
+    return bool(select.select([pidfd], [], [], 0)[0])
+
+
+class Fleet(Program):
+    """A gateway of two workers; `base_url` is where callers connect."""
+
+    base_url: str
+
+    @property
+    def port(self) -> int:
+        """The public port."""
+        return urlsplit(self.base_url).port or 0
+
+    def workers(self) -> list[int]:
+        """Return the process ids of the workers that are alive."""
+        return [pid for pid in self.descendants() if _is_worker(commandline(pid))]
+
+    def loads(self) -> dict[int, int]:
+        """Return how many callers' connections each worker has accepted."""
+        inodes = _inodes_at(self.port)
+        return {pid: len(_sockets(pid) & inodes) for pid in self.workers()}
+
+
+class Ollama(Program):
+    """A simulated Ollama; scripts and observations go over HTTP."""
+
+    url: str
+
+    async def play(self, *scripts: dict[str, Any]) -> None:
+        """Replace its scripts."""
+        async with httpx.AsyncClient(base_url=self.url) as client:
+            (await client.post("/_sim/script", json=list(scripts))).raise_for_status()
+
+    async def state(self, **wanted: Any) -> Any:
+        """Return what it has seen; `open=N` and `started=N` wait for that."""
+        async with httpx.AsyncClient(base_url=self.url, timeout=40) as client:
+            return (await client.get("/_sim/state", params=wanted)).json()
+
+    async def forget(self) -> None:
+        """Begin a new page."""
+        async with httpx.AsyncClient(base_url=self.url) as client:
+            await client.delete("/_sim/script")
+            await client.delete("/_sim/state")
+
+
+@contextlib.contextmanager
+def ollama(folder: Path, models: Sequence[str] = MODELS) -> Iterator[Ollama]:
+    """Run a simulated Ollama until the block ends."""
+    words = [sys.executable, "-m", "trio_gateway.simulator", "--control", "--models", ",".join(models)]
+    running = Ollama(words, folder / "ollama.log")
+    try:
+        running.url = running.line()["url"]
+        yield running
+    finally:
+        running.destroy()
+
+
+@contextlib.contextmanager
+def fleet(
+    how: str, folder: Path, database_url: str, redis_url: str, ollama_url: str, **settings: Any
+) -> Iterator[Fleet]:
+    """Run two workers until the block ends; settings are names in lower case."""
+    environ = {
+        "DATABASE_URL": database_url,
+        "REDIS_URL": redis_url,
+        "OLLAMA_BASE_URL": ollama_url,
+    } | {f"TRIO_GATEWAY_{name.upper()}": str(value) for name, value in settings.items()}
+    log = folder / f"{how}.log"
+    earlier = len(log.read_text()) if log.exists() else 0
+    if how == "serve":
+        words = [script("trio-gateway"), "serve", "--json", "--workers", "2"]
+        words += ["--bind", "127.0.0.1:0"]
+    else:
+        graceful = str(settings.get("drain_timeout", 30))
+        words = [script("hypercorn"), "--worker-class", "trio", "-w", "2"]
+        words += ["--bind", "127.0.0.1:0", "--graceful-timeout", graceful, "trio_gateway.asgi:app"]
+    running = Fleet(words, log, **environ)
+    try:
+        if how == "serve":
+            running.base_url = running.line()["base_url"]
+        else:
+            running.base_url = _announced(running, earlier)
+        yield running
+    except BaseException:
+        sys.stderr.write(f"--- stderr of {how}:\n{running.said[-6000:]}\n---\n")
+        raise
+    finally:
+        running.destroy()
+
+
+def _announced(running: Fleet, earlier: int) -> str:
+    deadline = time.monotonic() + START_LIMIT
+    while True:
+        found = re.findall(r"Running on (http://\S+)", running.said[earlier:])
+        if len(found) >= 2:
+            running.descendants()
+            return str(found[0])
+        assert running.popen.poll() is None, running.said
+        assert time.monotonic() < deadline, running.said
+        time.sleep(TICK)
+
+
+def commandline(pid: int) -> list[str]:
+    """Return the words of a process, none if it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    return []
+
+
+def _is_worker(words: list[str]) -> bool:
+    return "trio_gateway.worker" in words or any("spawn_main" in word for word in words)
+
+
+def _inodes_at(port: int) -> set[str]:
+    """Return the inodes of the serving ends of a port's established connections."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {row[9] for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "01"}
+
+
+def _sockets(pid: int) -> set[str]:
+    found = set()
+    with contextlib.suppress(OSError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found.add(str(link.readlink()).removeprefix("socket:[").removesuffix("]"))
+    return found
+
+
+async def until(condition: Callable[[], Any], limit: float = STOP_LIMIT) -> None:
+    """Wait until the condition holds."""
+    with trio.fail_after(limit):
+        while not condition():
+            await trio.sleep(TICK)
+
+
+@dataclass(frozen=True)
+class Office:
+    """Tenants, keys and raw SQL of one database."""
+
+    postgres: Postgres
+    accounts: Accounts
+    keyring: Keyring
+
+    async def key(self, tenant: str, values: Any = None, **limits: Any) -> Any:
+        """Make a tenant with every model and the limits, and a key of it."""
+        await self.accounts.create(tenant, {"all_models": True} | limits)
+        return await self.keyring.issue(tenant, values or {})
+
+    async def rows(self, key: Any) -> list[dict[str, Any]]:
+        """Return a key's ledger, oldest first."""
+        query = "SELECT * FROM gateway.ledger WHERE key_id = $1 ORDER BY started_at"
+        return [dict(row) for row in await self.postgres.fetch(query, key["id"])]
+
+    async def settled(self, key: Any, count: int, limit: float = 10) -> list[dict[str, Any]]:
+        """Wait until a key has that many rows, and return them."""
+        with trio.fail_after(limit):
+            while len(rows := await self.rows(key)) < count:
+                await trio.sleep(TICK)
+        assert len(rows) == count
+        return rows
+
+
+@contextlib.asynccontextmanager
+async def office(database_url: str) -> AsyncIterator[Office]:
+    """Open a way into the database."""
+    async with open_bridge() as bridge, open_postgres(bridge, database_url, size=2) as postgres:
+        secret = await read_installation_secret(postgres)
+        yield Office(postgres, Accounts(postgres, "test"), Keyring(postgres, secret, "test"))
+
+
+def bearer(key: Any) -> dict[str, str]:
+    """Return the header that presents a key."""
+    return {"authorization": f"Bearer {key['key']}"}
+
+
+def chat(text: str = "one two three", **more: Any) -> dict[str, Any]:
+    """Return a chat request."""
+    return {"model": "llama3.2", "messages": [{"role": "user", "content": text}]} | more
+
+
+class Streaming:
+    """A streaming call in a task of its own: what came of it, and when it ended."""
+
+    def __init__(self, base_url: str, key: Any, path: str, body: Any) -> None:
+        self.request = (base_url, key, path, body)
+        self.began = trio.Event()
+        self.ended = trio.Event()
+        self.status = 0
+        self.lines: list[str] = []
+        self.broke: Exception | None = None
+        self.scope = trio.CancelScope()
+        self.ended_at = 0.0
+
+    @property
+    def last(self) -> Any:
+        """The last line, as JSON."""
+        return json.loads(self.lines[-1].removeprefix("data: "))
+
+    async def run(self) -> None:
+        """Read to the end, or until `scope` is cancelled."""
+        base_url, key, path, body = self.request
+        try:
+            with self.scope:
+                async with (
+                    httpx.AsyncClient(base_url=base_url, timeout=60) as client,
+                    client.stream("POST", path, json=body, headers=bearer(key)) as answer,
+                ):
+                    self.status = answer.status_code
+                    async for line in answer.aiter_lines():
+                        if line:
+                            self.lines.append(line)
+                            self.began.set()
+        except httpx.HTTPError as error:
+            self.broke = error
+        finally:
+            self.ended_at = time.monotonic()
+            self.began.set()
+            self.ended.set()
+
+
+async def stream(
+    nursery: trio.Nursery, base_url: str, key: Any, path: str = "/api/chat", **more: Any
+) -> Streaming:
+    """Begin a stream in the nursery, and return it with its first line there."""
+    call = Streaming(base_url, key, path, chat(stream=True, **more))
+    nursery.start_soon(call.run)
+    with trio.fail_after(20):
+        await call.began.wait()
+    assert call.status == 200, (call.status, call.lines, call.broke)
+    return call
+
+
+async def spread(
+    nursery: trio.Nursery, running: Fleet, key: Any, least: int = 1, most: int = 60
+) -> list[Streaming]:
+    """Begin streams until each of the two workers carries at least so many."""
+    calls: list[Streaming] = []
+    while True:
+        loads = running.loads()
+        if len(loads) == 2 and min(loads.values()) >= least:
+            return calls
+        assert len(calls) < most, loads
+        path = "/v1/chat/completions" if len(calls) % 2 else "/api/chat"
+        calls.append(await stream(nursery, running.base_url, key, path))
+
+
+async def command(database_url: str, redis_url: str, *words: str) -> Any:
+    """Run the command line as a process, and return its exit code and its JSON answer."""
+    environ = {**os.environ, "DATABASE_URL": database_url, "REDIS_URL": redis_url}
+    done = await trio.run_process(
+        [script("trio-gateway"), *words, "--json"],
+        env=environ,
+        cwd=ROOT,
+        check=False,
+        capture_stdout=True,
+        capture_stderr=True,
+    )
+    assert done.stdout, done.stderr.decode()
+    return done.returncode, json.loads(done.stdout)
+
+
+async def books_agree(database_url: str, redis_url: str) -> Any:
+    """Wait until no hold is open; whenever one looks, the books must agree."""
+    async with (
+        open_bridge() as bridge,
+        open_postgres(bridge, database_url, size=1) as postgres,
+        open_redis(redis_url) as redis,
+    ):
+        with trio.fail_after(30):
+            while True:
+                found = await verify(postgres, redis)
+                assert found["ok"], found
+                if not found["holds_open"]:
+                    return found
+                await trio.sleep(TICK)
+
+
+def connectable(port: int) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

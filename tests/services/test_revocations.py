@@ -1,0 +1,186 @@
+"""The listener: what is believed, and when, while changes come, get lost, or cannot be heard."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import trio
+
+from tests.proxy import open_door
+from trio_gateway.clients.bridge import open_bridge
+from trio_gateway.clients.postgres import open_listener, open_postgres
+from trio_gateway.core.domain import ApiKey, Principal, Tenant
+from trio_gateway.core.errors import StoreUnavailable
+from trio_gateway.services.accounts import Accounts
+from trio_gateway.services.keyring import Keyring
+from trio_gateway.services.live import Live
+from trio_gateway.services.revocation import Revocations
+from trio_gateway.services.tenant_rows import STANDING_KEYS, read_installation_secret
+
+SOON = 1.0
+
+
+class Cache:
+    """Stands for what a worker believes about keys, and notes what it was told to forget."""
+
+    def __init__(self, postgres):
+        self.trusted = False
+        self.forgotten = []
+        self._postgres = postgres
+
+    def forget_key(self, key_id):
+        self.forgotten.append(key_id)
+
+    def forget_tenant(self, tenant_id):
+        self.forgotten.append(tenant_id)
+
+    def forget_all(self):
+        assert not self.trusted, "emptied before it is believed"
+        self.forgotten.append("all")
+
+    async def standing(self, key_ids):
+        rows = await self._postgres.fetch(STANDING_KEYS, list(key_ids))
+        return {row["id"] for row in rows}
+
+
+class Ears:
+    """One worker's listener with what it talks to."""
+
+    def __init__(self, bridge, dsn, postgres):
+        self.live = Live()
+        self.cache = Cache(postgres)
+        self.refreshed = 0
+        self.revocations = Revocations(bridge, dsn, self.cache, self.live, self._refresh)
+
+    async def _refresh(self):
+        await trio.lowlevel.checkpoint()
+        self.refreshed += 1
+
+
+@contextlib.asynccontextmanager
+async def listening(postgres, dsn):
+    """Run a listener until the block ends."""
+    async with open_bridge() as bridge, trio.open_nursery() as nursery:
+        ears = Ears(bridge, dsn, postgres)
+        await nursery.start(ears.revocations.run)
+        yield ears
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def key(postgres):
+    """A tenant's key."""
+    await Accounts(postgres, "test").create("acme", {"all_models": True})
+    keyring = Keyring(postgres, await read_installation_secret(postgres), "test")
+    return await keyring.issue("acme", {})
+
+
+def principal(key):
+    """Return who presents the key."""
+    tenant_id = key["tenant_id"]
+    return Principal(Tenant(tenant_id, "acme"), ApiKey(key["id"], "public", tenant_id=tenant_id))
+
+
+async def until(condition, limit=SOON):
+    """Wait until it holds."""
+    with trio.fail_after(limit):
+        while not condition():  # noqa: ASYNC110 - another task's state, without an event
+            await trio.sleep(0.002)
+
+
+async def test_started_means_listening_with_an_empty_cache(database, postgres, key):
+    """Emptied, then believed; the models' policies are read."""
+    async with listening(postgres, database) as ears:
+        assert (ears.cache.trusted, ears.cache.forgotten, ears.refreshed) == (True, ["all"], 1)
+        assert ears.revocations.listening
+    assert not ears.cache.trusted, "nobody listens any more"
+
+
+CHANGES = {
+    "revocation": "INSERT INTO gateway.revocations (key_id) VALUES ($1)",
+    "disabled key": "UPDATE gateway.api_keys SET disabled_at = now() WHERE id = $1",
+    "deleted key": "DELETE FROM gateway.api_keys WHERE id = $1",
+    "disabled tenant": "UPDATE gateway.tenants SET disabled_at = now() WHERE $1 <> ''",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+async def test_a_change_evicts_and_cuts(database, postgres, key, change):
+    """Every way to take a key away, by raw SQL, is heard within a second."""
+    async with listening(postgres, database) as ears:
+        with ears.live.hold(principal(key)) as leash:
+            await postgres.fetch(change, key["id"])
+            await until(lambda: leash.reason)
+        assert set(ears.cache.forgotten) & {key["id"], key["tenant_id"]}
+
+
+async def test_a_change_that_takes_nothing_away_evicts_alone(database, postgres, key):
+    """A new name or limit is for new calls."""
+    async with listening(postgres, database) as ears:
+        with ears.live.hold(principal(key)) as leash:
+            rename = "UPDATE gateway.api_keys SET name = 'n', expires_at = now() WHERE id = $1"
+            await postgres.fetch(rename, key["id"])
+            await until(lambda: key["id"] in ears.cache.forgotten)
+            # What comes next in the channel is handled after the look at this key.
+            await postgres.fetch("INSERT INTO gateway.models (name) VALUES ('a:latest')")
+            await until(lambda: ears.refreshed == 2)
+            assert leash.reason is None
+
+
+async def test_a_change_of_the_models_reads_the_policies_again(database, postgres, key):
+    """Blocks, weights and pins reach every worker."""
+    async with listening(postgres, database) as ears:
+        await postgres.fetch("INSERT INTO gateway.models (name) VALUES ('a:latest')")
+        await until(lambda: ears.refreshed == 2)
+
+
+async def test_without_a_listener_nothing_is_believed_and_live_keys_are_polled(
+    database, postgres, key
+):
+    """A revocation during the outage cuts within a second all the same."""
+    async with open_door(database) as door, listening(postgres, door.url) as ears:
+        door.shut()
+        await until(lambda: not ears.cache.trusted)
+        with ears.live.hold(principal(key)) as leash:
+            await postgres.fetch(CHANGES["revocation"], key["id"])
+            await until(lambda: leash.reason)
+        assert not ears.revocations.listening
+
+
+async def test_after_a_reconnect_everything_is_emptied_and_looked_at_again(database, postgres, key):
+    """What changed unheard is found, and then the cache is believed again."""
+    async with open_door(database) as door, listening(postgres, door.url) as ears:
+        door.shut()
+        await until(lambda: not ears.cache.trusted)
+        ears.cache.forgotten.clear()
+        door.reopen()
+        await until(lambda: ears.cache.trusted, 3)
+        assert (ears.cache.forgotten, ears.refreshed) == (["all"], 2)
+        with ears.live.hold(principal(key)) as leash:
+            await postgres.fetch(CHANGES["revocation"], key["id"])
+            await until(lambda: leash.reason)
+
+
+async def test_a_connection_that_swallows_the_answers_is_noticed(database, postgres, key):
+    """A half-dead connection, as behind a firewall: the heartbeat finds out within seconds."""
+    async with open_door(database) as door, listening(postgres, door.url) as ears:
+        door.swallow()
+        await until(lambda: not ears.cache.trusted, 4)
+        door.reopen()
+        await until(lambda: ears.cache.trusted, 8)
+
+
+async def test_a_database_that_takes_no_connections_is_a_store_out_of_reach(
+    stores, database, postgres
+):
+    """Closed for maintenance: an error that the listener waits out, and not one that ends it."""
+    (row,) = await postgres.fetch("SELECT current_database() AS name")
+    async with open_bridge() as bridge, open_postgres(bridge, stores.database_url, 1) as admin:
+        await admin.fetch(f'ALTER DATABASE "{row["name"]}" WITH ALLOW_CONNECTIONS false')
+        with pytest.raises(StoreUnavailable):
+            async with open_listener(bridge, database, "any", print, print):
+                pass
+        async with open_postgres(bridge, database, 1) as pool:
+            with pytest.raises(StoreUnavailable):
+                await pool.fetch("SELECT 1")
