@@ -40,7 +40,10 @@ def call_steps(protocol: Protocol, world: World, i: int) -> Steps:
         after, back = protocol.renew(world, i, DISPATCHED)
         gap = call.gap and "gap" not in protocol.scenario.rules_dropped
         refused = back or gap or (not call.live and "mark" not in protocol.scenario.rules_dropped)
-        yield f"{rid(i)} mark back={back}", _over(after, i, 0) if refused else after.with_call(i, at="running")
+        yield (
+            f"{rid(i)} mark back={back}",
+            _over(after, i, 0) if refused else after.with_call(i, at="running"),
+        )
         yield f"{rid(i)} hang-up", _over(world, i, 0)
     elif call.at == "running":
         yield f"{rid(i)} finish", _over(world, i, min(USAGE, cost_of(call.text)))
@@ -134,13 +137,23 @@ def hydrate(
             yield "hydrate begin: warm", after, IDLE
             return
         gen, _, open_holds, fields = reply
-        begun = Hydration("snapshot" if early else "epoch", run_id(world.run), int(gen), tuple(fields), tuple(open_holds))
+        begun = Hydration(
+            "snapshot" if early else "epoch",
+            run_id(world.run),
+            int(gen),
+            tuple(fields),
+            tuple(open_holds),
+        )
         yield f"hydrate begin open={list(open_holds)}", after, begun
     elif hydration.at == "snapshot":
         args = []
         for scope, label in protocol.wanted(world.now_us, needed, hydration.fields):
             args += [scope, label, protocol.spent(world, scope, hydration.args)]
-        yield f"hydrate snapshot {args}", world, hydration._replace(at="end", args=tuple(args), fields=())
+        yield (
+            f"hydrate snapshot {args}",
+            world,
+            hydration._replace(at="end", args=tuple(args), fields=()),
+        )
     elif hydration.at == "end":
         args = [hydration.run, hydration.gen, *hydration.args]
         after, done = protocol.eval(world, "hydrate_end", 0, args)
@@ -167,9 +180,13 @@ def sweeper_steps(protocol: Protocol, world: World, at: int) -> Steps:
                 yield f"sweeper finds {rid(i)}", moved(world, Sweep("write", i, charge))
     elif sweep.at == "write":
         after, stored = protocol.write(world, sweep.call, sweep.amount)
-        yield f"sweeper row {rid(sweep.call)} {stored}", moved(after, Sweep("settle", sweep.call, stored))
+        yield (
+            f"sweeper row {rid(sweep.call)} {stored}",
+            moved(after, Sweep("settle", sweep.call, stored)),
+        )
     else:
         after = protocol.settle(world, sweep.call, sweep.amount)
         yield f"sweeper settle {rid(sweep.call)}", moved(after, Sweep())
         if "sweeper" in protocol.scenario.faults and world.faults:
-            yield "SWEEPER KILLED", moved(world, Sweep())._replace(faults=world.faults - 1)
+            dead = moved(world, Sweep())._replace(faults=world.faults - 1, sweeper_killed=True)
+            yield "SWEEPER KILLED", dead

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     Steps = Iterator[tuple[str, World]]
 
+SAVE = "(last save)"
 OUTAGE_US = 1_000  # a server that lost its data took time to do so
 EVERY_FAULT = frozenset(
     {"kill", "stop", "restart", "loss", "rollback", "flush", "commit", "reply", "sweeper"}
@@ -33,7 +34,7 @@ def worker_faults(protocol: Protocol, world: World, i: int) -> Steps:
         yield f"{rid(i)} KILLED", world._replace(calls=calls, faults=world.faults - 1, killed=True)
     if "stop" in faults and call.live and call.worker == "up":
         stopped = world.with_call(i, worker="stopped")
-        yield f"{rid(i)} STOPPED", stopped._replace(faults=world.faults - 1)
+        yield f"{rid(i)} STOPPED", stopped._replace(faults=world.faults - 1, stood_still=True)
 
 
 def redis_faults(protocol: Protocol, world: World) -> Steps:
@@ -43,20 +44,22 @@ def redis_faults(protocol: Protocol, world: World) -> Steps:
     faults, fewer = protocol.scenario.faults, world.faults - 1
     if "restart" in faults:
         yield "REDIS RESTARTS", world._replace(run=world.run + 1, faults=fewer)
-    gone = world._replace(
-        redis=EMPTY, now_us=world.now_us + OUTAGE_US, faults=fewer, lost=True
-    )
+    gone = world._replace(redis=EMPTY, now_us=world.now_us + OUTAGE_US, faults=fewer, lost=True)
     if "loss" in faults:
         yield "REDIS LOSES ITS DATA", gone._replace(run=world.run + 1)
     if "flush" in faults:
         yield "FLUSHALL", gone
     if "rollback" in faults and world.snapshot == NONE:
-        yield "(last save)", world._replace(snapshot=world.redis)
+        yield SAVE, world._replace(snapshot=world.redis)
     if world.snapshot >= 0 and world.snapshot != world.redis:
         yield (
             "REDIS ROLLS BACK",
             world._replace(
-                redis=world.snapshot, snapshot=SPENT_SNAPSHOT, run=world.run + 1, faults=fewer, lost=True
+                redis=world.snapshot,
+                snapshot=SPENT_SNAPSHOT,
+                run=world.run + 1,
+                faults=fewer,
+                lost=True,
             ),
         )
 

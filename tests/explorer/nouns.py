@@ -59,7 +59,9 @@ class World(NamedTuple):
     snapshot: int = NONE  # an older state of Redis
     faults: int = 0  # still allowed
     lost: bool = False  # Redis lost data
-    killed: bool = False
+    killed: bool = False  # a worker was
+    stood_still: bool = False  # a worker did
+    sweeper_killed: bool = False
 
     def with_call(self, i: int, **changes: object) -> World:
         """Return the world with one call changed."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from tests.explorer.lua_world import EMPTY, LuaRedis
+from tests.explorer.lua_world import LuaRedis
 from tests.explorer.nouns import NONE, Hydration, World
 from trio_gateway.core.domain import Basis, LedgerRow, Outcome
 from trio_gateway.services.quota.holds import FINAL, encode_row, parse_found
@@ -36,6 +36,7 @@ class Protocol:
     def __init__(self, scripts: Mapping[str, str], scenario: Scenario) -> None:
         self.redis = LuaRedis(scripts)
         self.scenario = scenario
+        self._gens: dict[int, int | None] = {}
 
     def hydration(self) -> Hydration:
         """Return a hydrate that has not begun."""
@@ -56,7 +57,7 @@ class Protocol:
 
     def renew(self, world: World, i: int, phase: str) -> tuple[World, bool]:
         call = world.calls[i]
-        final = encode_row(row(i, call.charge, call.text)) if phase == FINAL else ""
+        final = _final(i, call.charge, call.text) if phase == FINAL else ""
         world, back = self.eval(
             world, "renew", i, [LEASE_US, rid(i), phase, 0, 0, 0, final, call.text]
         )
@@ -77,14 +78,19 @@ class Protocol:
         )
         return world._replace(redis=state), since + EPOCH_WAIT_US <= now
 
+    def in_scope(self, scope: str) -> list[str]:
+        """Name the calls that count in a scope."""
+        return [
+            rid(i) for i, plan in enumerate(self.scenario.calls) if scope in ("t", f"k:{plan.key}")
+        ]
+
     def spent(self, world: World, scope: str, left_out: Sequence[str]) -> int:
         """Sum the rows of a scope, but for those of open holds."""
+        counted = self.in_scope(scope)
         return sum(
             charged
             for i, charged in enumerate(world.rows)
-            if charged != NONE
-            and rid(i) not in left_out
-            and scope in ("t", f"k:{self.scenario.calls[i].key}")
+            if charged != NONE and rid(i) in counted and rid(i) not in left_out
         )
 
     def holds(self, world: World) -> dict[str, str]:
@@ -103,7 +109,9 @@ class Protocol:
         meta = self.redis.view(world.redis).get(META, {})
         return bool(meta.get("warm") == run_id(world.run))
 
-    def wanted(self, now_us: int, needed: Any, fields: Sequence[str]) -> dict[tuple[str, str], None]:
+    def wanted(
+        self, now_us: int, needed: Any, fields: Sequence[str]
+    ) -> dict[tuple[str, str], None]:
         """Choose counters as the hydrate does: those needed, and those in use that are of today."""
         today = datetime.fromtimestamp(now_us / 1_000_000, UTC).date()
         wanted = {(scope, _label(kind, today)): None for scope, kind in needed}
@@ -125,22 +133,19 @@ class Protocol:
         for gen in sorted({gen for gen in (current, older) if gen is not None} | used):
             at += min(gen - last, FAR)
             small[gen], last = at, gen
-        world = world._replace(
-            redis=self._with_gen(world.redis, small.get(current or 0)),
-            sweeps=tuple(sorted(world.sweeps)),
-            bystander=_renumbered(world.bystander, small),
-            calls=tuple(
-                call._replace(hydration=_renumbered(call.hydration, small))
-                for call in world.calls
-            ),
-        )
-        if older is None:
-            return world
-        return world._replace(snapshot=self._with_gen(world.snapshot, small[older]))
+        if small.get(current or 0, current) != current:
+            world = world._replace(redis=self._with_gen(world.redis, small[current or 0]))
+        if older is not None and small[older] != older:
+            world = world._replace(snapshot=self._with_gen(world.snapshot, small[older]))
+        if any(sweep.at != "idle" for sweep in world.sweeps):
+            world = world._replace(sweeps=tuple(sorted(world.sweeps)))
+        return _renumbered(world, small)
 
     def _gen(self, state: int) -> int | None:
-        gen = self.redis.view(state).get(META, {}).get("gen")
-        return None if gen is None else int(gen)
+        if state not in self._gens:
+            gen = self.redis.view(state).get(META, {}).get("gen")
+            self._gens[state] = None if gen is None else int(gen)
+        return self._gens[state]
 
     def _with_gen(self, state: int, gen: int | None) -> int:
         if gen is None or gen == self._gen(state):
@@ -148,11 +153,16 @@ class Protocol:
         return self.redis.replaced(state, META, "gen", str(gen))
 
 
-def _renumbered(hydration: Hydration, small: Mapping[int, int]) -> Hydration:
-    if hydration.gen == NONE:
-        return hydration
-    gen = small.get(hydration.gen, STALE)
-    return hydration if gen == hydration.gen else hydration._replace(gen=gen)
+def _renumbered(world: World, small: Mapping[int, int]) -> World:
+    for i, call in enumerate(world.calls):
+        gen = call.hydration.gen
+        if gen != NONE and small.get(gen, STALE) != gen:
+            hydration = call.hydration._replace(gen=small.get(gen, STALE))
+            world = world.with_call(i, hydration=hydration)
+    gen = world.bystander.gen
+    if gen != NONE and small.get(gen, STALE) != gen:
+        world = world._replace(bystander=world.bystander._replace(gen=small.get(gen, STALE)))
+    return world
 
 
 def rid(i: int) -> str:
@@ -170,7 +180,6 @@ def cost_of(text: str) -> int:
 OPAQUE = '{"endpoint": "/api/chat", "model": "m", "estimate": 1, "milli": 1000}'
 
 
-@lru_cache(maxsize=None)
 def row(i: int, charged: int, text: str) -> LedgerRow:
     """Make the row that a call's own worker writes."""
     return LedgerRow(
@@ -194,10 +203,12 @@ def row(i: int, charged: int, text: str) -> LedgerRow:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
+def _final(i: int, charged: int, text: str) -> str:
+    return encode_row(row(i, charged, text))
+
+
+@cache
 def _lost(i: int, text: str, lease: str, now_us: int) -> int | None:
     found = parse_found(TENANT, rid(i), text, lease)
     return None if found.lease_until_us >= now_us else lost_row(found).charged_tokens
-
-
-__all__ = ["EMPTY", "Protocol"]

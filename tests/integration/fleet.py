@@ -22,16 +22,22 @@ from urllib.parse import urlsplit
 import httpx
 import trio
 
-from trio_gateway.cli.redis_line import open_redis
 from trio_gateway.clients.bridge import open_bridge
 from trio_gateway.clients.postgres import Postgres, open_postgres
+from trio_gateway.clients.redis import Redis
 from trio_gateway.services.accounts import Accounts
 from trio_gateway.services.keyring import Keyring
 from trio_gateway.services.ledger.verify import verify
 from trio_gateway.services.tenant_rows import read_installation_secret
 
 ROOT = Path(__file__).parents[2]
-MODELS = ("llama3.2:latest", "qwen3:8b", "nomic-embed-text:latest", "team/secret-model:7b")
+MODELS = (
+    "llama3.2:latest",
+    "qwen3:8b",
+    "nomic-embed-text:latest",
+    "llava:7b",
+    "team/secret-model:7b",
+)
 START_LIMIT = 60.0  # seconds; several builds may share two cores
 STOP_LIMIT = 30.0
 TICK = 0.02
@@ -391,15 +397,19 @@ async def books_agree(database_url: str, redis_url: str) -> Any:
     async with (
         open_bridge() as bridge,
         open_postgres(bridge, database_url, size=1) as postgres,
-        open_redis(redis_url) as redis,
+        trio.open_nursery() as nursery,
     ):
+        redis = Redis(redis_url, {})
+        await nursery.start(redis.run)
         with trio.fail_after(30):
             while True:
                 found = await verify(postgres, redis)
                 assert found["ok"], found
                 if not found["holds_open"]:
-                    return found
+                    break
                 await trio.sleep(TICK)
+        nursery.cancel_scope.cancel()
+    return found
 
 
 def connectable(port: int) -> bool:

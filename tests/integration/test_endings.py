@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 import ollama
 import orjson
@@ -37,12 +39,12 @@ each_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
 def text_of(code):
     """What a native caller reads for an error code."""
-    found = [
-        kind
-        for kind in vars(errors).values()
-        if isinstance(kind, type) and getattr(kind, "default_code", None) == code
-    ]
-    return found[-1].default_message
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    return {
+        kind.default_code: kind.default_message
+        for kind in kinds
+        if issubclass(kind, errors.GatewayError)
+    }[code]
 
 
 def assert_told(shape, answer, status, code):
@@ -216,7 +218,8 @@ async def test_an_upstream_that_never_answers_is_a_504(database, redis_url, shap
 @pytest.mark.parametrize("limit", ["idle_timeout", "call_timeout"])
 async def test_an_upstream_that_falls_silent_is_let_go(database, redis_url, shape, limit):
     """IDLE_TIMEOUT and CALL_TIMEOUT end a call midway: the error comes last, chunks are charged."""
-    async with open_world(database, redis_url, **{limit: 0.4}) as world:
+    limits: Any = {limit: 0.4}
+    async with open_world(database, redis_url, **limits) as world:
         world.sim.play(Script(tokens=9, token_gap=60))
         answer = await world.post(shape.path, shape.body())
         row = await ended(world)
@@ -339,7 +342,7 @@ async def test_ollamas_own_client_raises_on_the_error_line(world):
 
     def chat():
         client = ollama.Client(host=world.base_url, headers=world.auth())
-        said = []
+        said: list[Any] = []
         try:
             for part in client.chat("llama3.2", [{"role": "user", "content": "x"}], stream=True):
                 said.append(part.message.content)

@@ -21,8 +21,8 @@ def order(world):
 
 async def in_line(world, stack, who, key, place):
     """Put one call in line and wait until it stands there; return its caller."""
-    text = {"messages": [{"role": "user", "content": who}]}
-    caller = await stack.enter_async_context(calling(world, NATIVE, key=key, **text))
+    messages = [{"role": "user", "content": who}]
+    caller = await stack.enter_async_context(calling(world, NATIVE, key=key, messages=messages))
     await until(lambda: world.gateway.gate.backends.waiting == place)
     return caller
 

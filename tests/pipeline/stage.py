@@ -213,8 +213,8 @@ def errand() -> Errand:
 async def carried(stage: Stage) -> AsyncIterator[tuple[Leash, Any]]:
     """Begin a call; yields its leash and what its reader hears."""
     send, body = trio.open_memory_channel[Any](0)
-    async with trio.open_nursery() as nursery:
-        with stage.live.hold(PRINCIPAL) as leash:
+    with stage.live.hold(PRINCIPAL) as leash:
+        async with trio.open_nursery() as nursery:
             nursery.start_soon(carry, stage.gate, leash, errand(), send)
             yield leash, body
 

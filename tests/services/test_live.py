@@ -48,7 +48,7 @@ async def test_a_block_entered_after_the_cut_ends_at_once():
             leash.fail_if_cut()
 
 
-async def test_the_first_cut_wins():
+def test_the_first_cut_wins():
     """What the caller hears does not change because something else happened later."""
     live = Live()
     with live.hold(principal()) as leash:
@@ -57,7 +57,7 @@ async def test_the_first_cut_wins():
         assert isinstance(leash.reason, Unauthenticated)
 
 
-async def test_only_the_named_keys_calls_are_cut():
+def test_only_the_named_keys_calls_are_cut():
     """All calls of a key, none of its neighbor's, and unknown keys are no error."""
     live = Live()
     with (
@@ -71,7 +71,7 @@ async def test_only_the_named_keys_calls_are_cut():
         assert other.reason is None
 
 
-async def test_every_call_has_an_error_of_its_own():
+def test_every_call_has_an_error_of_its_own():
     """One exception object raised in two tasks would mix their tracebacks."""
     live = Live()
     with live.hold(principal()) as first, live.hold(principal()) as second:

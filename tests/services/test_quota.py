@@ -63,6 +63,17 @@ async def test_a_budget_is_held_and_then_charged_once(worker, scope):
     assert standing.tokens is None
 
 
+async def test_a_model_that_weighs_nothing_costs_nothing(worker):
+    """Its holds come and go like any other's, whatever the budget has left."""
+    principal = caller(budget(100), budget(50))
+    for _ in range(2):
+        hold, standing = await worker.quota.reserve(ask(principal, 10, 90, milli=0))
+        assert (hold.cost, standing.budget.remaining) == (0, 50)
+        await worker.end(hold, 0)
+        assert worker.quota.unsettled == {}
+        assert await worker.holds(principal) == set()
+
+
 async def test_a_stored_row_decides_what_is_charged(worker):
     """The settle goes by the row, not by the worker's own idea."""
     principal = caller(budget(1000))

@@ -123,6 +123,18 @@ async def test_a_token_window_that_expired_as_a_whole_starts_from_nothing(hasty)
     assert standing.tokens.remaining == 20
 
 
+async def test_hits_that_weigh_nothing_leave_the_window_too(hasty):
+    """A model that weighs nothing takes no tokens, and its hits are in nobody's way."""
+    principal = caller(tokens(50))
+    hold, standing = await hasty.quota.reserve(ask(principal, 10, 40, milli=0))
+    assert standing.tokens.remaining == 50
+    await hasty.quota.reserve(ask(principal, 10, 40, milli=0))
+    await hasty.end(hold, 0)
+    await trio.sleep(SHORT)
+    _, standing = await hasty.quota.reserve(ask(principal, 10, 20))
+    assert standing.tokens.remaining == 20
+
+
 async def test_the_keys_of_windows_expire(worker):
     """Whoever calls once leaves no window behind: every set has a time to live, settled or not."""
     principal = caller(*[Limits(requests_per_minute=5, tokens_per_minute=500)] * 2)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from trio_gateway.cli.books import survey
 from trio_gateway.cli.door import work
 from trio_gateway.cli.options import (
     NONE,
@@ -24,8 +25,9 @@ from trio_gateway.cli.show import show_done, show_rows
 if TYPE_CHECKING:
     from trio_gateway.cli.options import Target
 
-COLUMNS = ("name", "blocked", "weight", "num_ctx", "digest", "updated_at")
-EMPTY = "No model has a policy: each may be used where a tenant allows it, and weighs 1."
+COLUMNS = ("name", "installed", "blocked", "weight", "num_ctx", "digest", "installed_digest")
+EMPTY = "No model is known, and none has a policy. `trio-gateway doctor` asks each Ollama."
+UNSET = {"blocked": False, "weight": 1.0, "num_ctx": None, "digest": None, "updated_at": None}
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 
 
@@ -74,9 +76,19 @@ def model() -> None:
 @model.command(name="list", epilog=examples("model list", "model list --json"))
 @target_options
 def list_(target: Target) -> None:
-    """List the models that have a policy of their own."""
-    rows = work(target, lambda desk: desk.models.listing())
-    show_rows([listed(row) for row in rows], COLUMNS, EMPTY, as_json=target.as_json)
+    """List the models that were discovered, and those that have a policy.
+
+    `installed` is empty where Redis does not say what was discovered.
+    """
+    policies, found = work(target, survey)
+    known = {row["name"]: listed(row) for row in policies}
+    rows = []
+    for name in sorted(known.keys() | (found or {}).keys()):
+        row = known.get(name) or {"name": name, **UNSET}
+        installed = None if found is None else name in found
+        digest = (found or {}).get(name)
+        rows.append({**row, "installed": installed, "installed_digest": digest})
+    show_rows(rows, COLUMNS, EMPTY, as_json=target.as_json)
 
 
 @model.command(epilog=examples("model block llama3.2"))

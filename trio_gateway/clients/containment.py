@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import hypercorn.trio.run
 import structlog
 import trio
-from hypercorn.events import Closed
+from hypercorn.events import Closed, RawData
 from hypercorn.trio.tcp_server import TCPServer
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class ContainedServer(TCPServer):
         """Take what hypercorn gives."""
         super().__init__(*args)
         self._life = trio.CancelScope()
+        self._gathered: list[bytes] | None = None
 
     async def run(self) -> None:
         """Serve until the connection is over; only Cancelled is raised."""
@@ -44,8 +45,24 @@ class ContainedServer(TCPServer):
             # The texts of these hold what the client sent.
             log.warning("connection_failed", errors=sorted(_kinds(group)))
 
+    def gather(self) -> None:
+        """Write the answer that follows in one piece; it must be whole, and of a known length."""
+        self._gathered = []
+
     async def protocol_send(self, event: Event) -> None:
         """Write, or close."""
+        if isinstance(event, RawData):
+            # Empty is the end of an answer of a known length; to write it would cost a checkpoint.
+            if self._gathered is not None and event.data:
+                self._gathered.append(event.data)
+                return
+            if self._gathered is None and not event.data:
+                return
+        if self._gathered is not None:
+            whole, self._gathered = b"".join(self._gathered), None
+            await super().protocol_send(RawData(whole))
+            if isinstance(event, RawData):
+                return
         await super().protocol_send(event)
         if isinstance(event, Closed):
             self._end_soon()

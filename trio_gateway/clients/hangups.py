@@ -127,16 +127,20 @@ def socket_of(send: Any) -> trio.SocketStream | None:
 
     None for HTTP/2, where hypercorn sees a reset itself, and under any other server.
     """
+    stream = getattr(server_of(send), "stream", None)
+    if isinstance(stream, trio.SSLStream):
+        stream = stream.transport_stream
+    return stream if isinstance(stream, trio.SocketStream) else None
+
+
+def server_of(send: Any) -> Any:
+    """Find what serves the client's connection, on the same way and with the same limits."""
     http = getattr(send, "__self__", None)
     scope = getattr(http, "scope", None)
     if not isinstance(scope, dict) or not str(scope.get("http_version")).startswith("1"):
         return None
     protocol = getattr(getattr(http, "send", None), "__self__", None)
-    server = getattr(getattr(protocol, "send", None), "__self__", None)
-    stream = getattr(server, "stream", None)
-    if isinstance(stream, trio.SSLStream):
-        stream = stream.transport_stream
-    return stream if isinstance(stream, trio.SocketStream) else None
+    return getattr(getattr(protocol, "send", None), "__self__", None)
 
 
 def abort(stream: trio.SocketStream) -> None:

@@ -27,6 +27,7 @@ log = structlog.get_logger()
 FOLLOW = 1.0  # seconds between two looks at Redis
 FIRST_LIMIT = 5.0  # seconds that the start waits for the first look
 MOST_MODELS = 10_000
+PREFIX = "tg:catalog:"
 
 
 class Catalog:
@@ -119,6 +120,22 @@ class Catalog:
         self._seen[backend] = (raw, trio.current_time() + ms / 1000, models)
 
 
+async def discovered(redis: Redis) -> dict[str, str]:
+    """Return the digest of every model in Redis by canonical name; for tools, not for calls."""
+    found: dict[str, str] = {}
+    cursor = 0
+    while True:
+        reply, keys = await redis.command("SCAN", cursor, "MATCH", PREFIX + "*", "COUNT", 100)
+        for key in keys:
+            raw = None if key.endswith(b":turn") else await redis.command("GET", key)
+            if raw is not None:
+                models = parse_tags({"models": orjson.loads(raw)})
+                found |= {model.name: model.digest for model in models}
+        cursor = int(reply)
+        if not cursor:
+            return found
+
+
 def parse_tags(answer: dict[str, Any]) -> list[CatalogModel]:
     """Read the answer of /api/tags; entries without a usable name are left out."""
     entries = answer.get("models")
@@ -139,4 +156,4 @@ def parse_tags(answer: dict[str, Any]) -> list[CatalogModel]:
 
 
 def _key(backend: str) -> str:
-    return "tg:catalog:" + hashlib.sha256(backend.encode()).hexdigest()[:16]
+    return PREFIX + hashlib.sha256(backend.encode()).hexdigest()[:16]

@@ -11,10 +11,12 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import trio
+from quart.utils import encode_headers
+from quart.wrappers.response import DataBody
 from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
 from quart_trio.wrappers import TrioRequest
 
-from trio_gateway.clients.hangups import abort, socket_of
+from trio_gateway.clients.hangups import abort, server_of, socket_of
 from trio_gateway.core.errors import EndpointNotAllowed
 from trio_gateway.web.replies import error_reply
 from trio_gateway.web.routes import screen
@@ -81,6 +83,7 @@ class Connection(TrioASGIHTTPConnection):
         request.request_id, request.raw_path, request.leash = request_id, raw_path, None
         request.client = gateway.client_of(scope)
         request.socket_stream = socket_of(send)
+        self._gather = getattr(server_of(send), "gather", None)
         with ExitStack() as stack:
             request.stack = stack
             async with trio.open_nursery() as nursery:
@@ -92,6 +95,19 @@ class Connection(TrioASGIHTTPConnection):
                     stack.enter_context(watched)
                 nursery.start_soon(self.handle_messages, nursery, request, receive)
                 nursery.start_soon(self.handle_request, nursery, request, _noting(send, request))
+
+    async def _send_response(self, send: Any, response: Any) -> None:
+        """Send a whole answer in one write, any other as it comes."""
+        whole = response.response
+        if not isinstance(whole, DataBody):
+            await super()._send_response(send, response)
+            return
+        if self._gather is not None:
+            self._gather()
+        headers = encode_headers(response.headers)
+        status = response.status_code
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": whole.data, "more_body": False})
 
     async def handle_messages(self, nursery: trio.Nursery, request: Any, receive: Any) -> None:
         """Feed the body; the end of the messages is the client's hang-up."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +44,7 @@ class Ledger:
 
 
 async def _write(connection: Any, rows: Sequence[LedgerRow]) -> list[LedgerRow]:
-    given = orjson.dumps([asdict(row) for row in rows]).decode()
+    given = orjson.dumps(list(rows)).decode()
     added = {record["request_id"] for record in await connection.fetch(RECORD, given)}
     if len(added) == len(rows):
         return list(rows)

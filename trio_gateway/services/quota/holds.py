@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -56,7 +56,7 @@ class Found:
 
 def encode_row(row: LedgerRow) -> str:
     """Encode a ledger row for a hold in phase `final`, or for PostgreSQL."""
-    return orjson.dumps(asdict(row)).decode()
+    return orjson.dumps(row).decode()
 
 
 def decode_row(text: str) -> LedgerRow:

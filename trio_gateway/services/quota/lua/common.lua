@@ -12,7 +12,8 @@ local function clock()
   return tonumber(t[1]) * 1000000 + tonumber(t[2])
 end
 
-local function int(n) return string.format('%.0f', n) end
+-- Adding zero turns -0, which Redis does not take for a number, into 0.
+local function int(n) return string.format('%.0f', n + 0) end
 
 local function bump(now)
   if redis.call('HSETNX', KEYS[1], 'gen', int(now)) == 0 then

@@ -1,0 +1,222 @@
+"""Workers, stores and whole installations die under live streams; every call is settled once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import httpx
+import pytest
+import trio
+
+from tests.integration import fleet as fleets
+from tests.integration.fleet import (
+    Fleet,
+    Ollama,
+    Streaming,
+    bearer,
+    books_agree,
+    chat,
+    office,
+    spread,
+    stream,
+    until,
+)
+from trio_gateway.embedded import stores as embedded
+from trio_gateway.embedded.stores import Stores
+from trio_gateway.migrate import upgrade
+
+GAP = 0.05  # seconds between two tokens
+TOKENS = 80  # so that a stream takes four seconds
+LEASE = 2.0
+SETTINGS = {"hold_lease": LEASE, "sweep_interval": 0.5, "drain_timeout": 5}
+
+
+class Site:
+    """Stores, an Ollama and a fleet, each of which can be made to fail."""
+
+    def __init__(self, stores: Stores, sim: Ollama, start: Any) -> None:
+        self.stores = stores
+        self.sim = sim
+        self._start = start
+        self.fleet: Fleet = start()
+
+    def start_again(self) -> None:
+        """Start another fleet on the same stores."""
+        self.fleet = self._start()
+
+    async def key(self, name: str) -> Any:
+        """Make a tenant with a budget, whose counters are kept, and a key of it."""
+        await self.sim.forget()
+        await self.sim.play({"token_gap": GAP, "tokens": TOKENS})
+        async with office(self.stores.database_url) as desk:
+            return await desk.key(name, budget=10_000_000, budget_period="month")
+
+    async def ask(self, key: Any, **headers: str) -> httpx.Response:
+        """Make one whole call, and give its answer."""
+        async with httpx.AsyncClient(base_url=self.fleet.base_url, timeout=20) as client:
+            body = chat(stream=False, model="qwen3:8b")
+            return await client.post("/api/chat", json=body, headers=bearer(key) | headers)
+
+    async def served(self, key: Any) -> httpx.Response:
+        """Ask until there is an answer; a refusal on the way is 503 and says when to retry."""
+        with trio.fail_after(20):
+            while True:
+                answer = await self.ask(key)
+                if answer.status_code == 200:
+                    return answer
+                assert answer.status_code == 503, answer.text
+                assert int(answer.headers["retry-after"]) >= 1
+                await trio.sleep(0.1)
+
+    async def settled(self, key: Any) -> list[dict[str, Any]]:
+        """Return the key's rows, one for each generation, once the books agree."""
+        state = await self.sim.state(open=0, timeout=20)
+        assert state["open"] == 0
+        async with office(self.stores.database_url) as desk:
+            rows = await desk.settled(key, state["started"], 20)
+        await books_agree(*self.stores)
+        assert len({row["request_id"] for row in rows}) == len(rows)
+        assert None not in {row["charged_tokens"] for row in rows}
+        return rows
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    with (
+        embedded.start(folder / "stores") as pair,
+        fleets.ollama(folder) as sim,
+        contextlib.ExitStack() as running,
+    ):
+        upgrade(pair.database_url)
+        start = partial(fleets.fleet, "serve", folder, *pair, sim.url, **SETTINGS)
+        yield Site(pair, sim, lambda: running.enter_context(start()))
+
+
+async def over(calls: list[Streaming]) -> None:
+    with trio.fail_after(20):
+        for call in calls:
+            await call.ended.wait()
+
+
+async def refused(site: Site, key: Any, limit: float = 2) -> None:
+    """Wait for the first 503; nothing but a good answer may come before it."""
+    with trio.fail_after(limit):
+        while (answer := await site.ask(key)).status_code != 503:
+            assert answer.status_code == 200, answer.text
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+def complete(call: Streaming) -> bool:
+    """Whether the stream has its proper end."""
+    if call.broke is not None:
+        return False
+    return call.lines[-1] == "data: [DONE]" or call.last.get("done") is True
+
+
+async def test_a_killed_worker_is_replaced_and_its_calls_are_found_lost(site):
+    """kill -9 mid-stream: partial counts at most a second old, and the other worker goes on."""
+    key = await site.key("killed-worker")
+    async with trio.open_nursery() as nursery:
+        calls = await spread(nursery, site.fleet, key)
+        # until the first renewal has carried the counts
+        with trio.fail_after(10):
+            while min(len(call.lines) for call in calls) < 1.2 / GAP:
+                await trio.sleep(GAP)
+        victim = max(site.fleet.loads().items(), key=lambda item: item[1])[0]
+        seen = sorted(len(call.lines) for call in calls)
+        os.kill(victim, signal.SIGKILL)
+        await over(calls)
+    broken = [call for call in calls if not complete(call)]
+    assert 0 < len(broken) < len(calls)
+    await until(lambda: len(set(site.fleet.workers()) - {victim}) == 2)
+    rows = await site.settled(key)
+    lost = [row for row in rows if row["outcome"] == "lost"]
+    assert {row["outcome"] for row in rows} == {"lost", "completed"}
+    assert len(lost) == len(broken)
+    for row in lost:
+        assert row["basis"] == "partial"
+        assert seen[0] - 1.2 / GAP <= row["completion_tokens"] <= seen[-1] + 2
+        assert row["charged_tokens"] == row["prompt_tokens"] + row["completion_tokens"]
+    assert (await site.served(key)).status_code == 200
+
+
+@pytest.mark.parametrize("loses", ["nothing", "everything"])
+async def test_streams_outlive_a_restart_of_redis(site, loses):
+    """With or without its data: calls under way go on and are settled; new ones get 503."""
+    key = await site.key(f"redis-{loses}")
+    async with trio.open_nursery() as nursery:
+        calls = await spread(nursery, site.fleet, key)
+        if loses == "everything":
+            site.stores.redis.wipe()
+        else:
+            site.stores.redis.kill()
+        for _ in range(6):
+            await refused(site, key)
+        site.stores.redis.start()
+        await site.served(key)
+        await over(calls)
+    assert all(map(complete, calls)), [call.broke or call.last for call in calls]
+    rows = await site.settled(key)
+    assert {(row["outcome"], row["basis"]) for row in rows} == {("completed", "final")}
+
+
+async def test_streams_outlive_a_restart_of_postgresql(site):
+    """Calls that end while it is away are settled when it returns; nobody is told 401."""
+    key = await site.key("postgres")
+    async with trio.open_nursery() as nursery:
+        calls = await spread(nursery, site.fleet, key)
+        site.stores.postgres.kill()
+        await refused(site, key)
+        for _ in range(6):
+            assert (await site.ask(key)).status_code == 503
+            unknown = await site.ask({"key": "nonsense"})
+            assert unknown.status_code == 401
+        await over(calls)
+        assert all(map(complete, calls)), [call.broke or call.last for call in calls]
+        site.stores.postgres.start()
+        await site.served(key)
+    rows = await site.settled(key)
+    assert {(row["outcome"], row["basis"]) for row in rows} == {("completed", "final")}
+
+
+async def test_everything_is_settled_after_the_whole_installation_was_killed(site):
+    """kill -9 of the supervisor and of both workers; the next start finds every call lost."""
+    key = await site.key("killed-all")
+    async with trio.open_nursery() as nursery:
+        calls = await spread(nursery, site.fleet, key)
+        for pid in [site.fleet.popen.pid, *site.fleet.descendants()]:
+            os.kill(pid, signal.SIGKILL)
+        await over(calls)
+    assert not any(map(complete, calls))
+    await until(lambda: not site.fleet.left())
+    await site.fleet.ended()
+    site.start_again()
+    rows = await site.settled(key)
+    assert {row["outcome"] for row in rows} == {"lost"}
+    assert {row["basis"] for row in rows} <= {"partial", "estimated"}
+    assert (await site.served(key)).status_code == 200
+
+
+async def test_a_drain_while_postgresql_is_away_loses_nothing(site):
+    """Streams end during the drain, nothing can be written; the next start writes it exactly."""
+    key = await site.key("drained")
+    async with trio.open_nursery() as nursery:
+        calls = [await stream(nursery, site.fleet.base_url, key) for _ in range(3)]
+        site.fleet.descendants()
+        site.stores.postgres.kill()
+        site.fleet.send(signal.SIGTERM)
+        await over(calls)
+    assert all(map(complete, calls)), [call.broke or call.last for call in calls]
+    assert await site.fleet.ended() == 0
+    assert not site.fleet.left()
+    site.stores.postgres.start()
+    site.start_again()
+    rows = await site.settled(key)
+    assert {(row["outcome"], row["basis"]) for row in rows} == {("completed", "final")}
+    assert {row["completion_tokens"] for row in rows} == {TOKENS}
