@@ -144,7 +144,7 @@ async def _open_gate(
         in_flight=settings.tenant_in_flight,
     )
     ledger = Ledger(postgres)
-    writer = LedgerWriter(ledger, quota.settle, lambda: len(quota.live) > writer.backlog)
+    writer = LedgerWriter(ledger, quota.settle, lambda: len(quota.live) - writer.backlog)
     renewals = Renewals(redis, quota, ledger, settings.renewal)
     sweeper = Sweeper(
         redis,

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.explorer.nouns import IDLE, NONE, Call, Hydration, Sweep, World
-from tests.explorer.protocol import HOLDS, Protocol, cost_of, rid, run_id
+from tests.explorer.nouns import IDLE, NONE, Hydration, Sweep, World
+from tests.explorer.protocol import Protocol, cost_of, rid, run_id
 from trio_gateway.services.quota.holds import DISPATCHED, FINAL, QUEUED
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def call_steps(protocol: Protocol, world: World, i: int) -> Steps:
                 yield f"{rid(i)} {label}", after.with_call(i, hydration=hydration)
     elif call.at == "doubt":
         text = protocol.holds(world).get(rid(i))
-        found = {"at": "row", "charge": 0, "text": text}
+        found = {"at": "row", "admitted": True, "charge": 0, "text": text}
         yield f"{rid(i)} doubt", world.with_call(i, **(found if text else {"at": "done"}))
     elif call.at == "queued":
         after, back = protocol.renew(world, i, DISPATCHED)
@@ -74,7 +74,7 @@ def _reserve(protocol: Protocol, world: World, i: int) -> Steps:
         after = after.with_call(i, at=at, admitted=True, live=True, text=reply[13], phase=phase)
         yield f"{rid(i)} reserve: ok", after
         if "reply" in protocol.scenario.faults and world.faults:
-            doubt = after.with_call(i, at="doubt", live=False, text="", phase="")
+            doubt = after.with_call(i, at="doubt", admitted=False, live=False, text="", phase="")
             yield f"{rid(i)} RESERVE UNANSWERED", doubt._replace(faults=world.faults - 1)
 
 

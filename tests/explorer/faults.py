@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tests.explorer.actors import beat
 from tests.explorer.lua_world import EMPTY
-from tests.explorer.nouns import IDLE, NONE, SPENT_SNAPSHOT, Call, Hydration, World
+from tests.explorer.nouns import IDLE, NONE, SPENT_SNAPSHOT, Call, World
 from tests.explorer.protocol import TICK_US, Protocol, rid
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 NONE = -1  # no number yet
 SPENT_SNAPSHOT = -2  # the snapshot was used: Redis loses its last second once
@@ -63,7 +63,7 @@ class World(NamedTuple):
     stood_still: bool = False  # a worker did
     sweeper_killed: bool = False
 
-    def with_call(self, i: int, **changes: object) -> World:
+    def with_call(self, i: int, **changes: Any) -> World:
         """Return the world with one call changed."""
         call = self.calls[i]._replace(**changes)
         return self._replace(calls=(*self.calls[:i], call, *self.calls[i + 1 :]))

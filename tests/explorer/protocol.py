@@ -17,7 +17,7 @@ from trio_gateway.services.quota.sweep import lost_row
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tests.explorer.nouns import Call, Scenario
+    from tests.explorer.nouns import Scenario
 
 TENANT = "t1"
 META, COUNT, HOLDS, LEASES, SUMS = tenant_keys(TENANT)
@@ -27,6 +27,7 @@ EPOCH_WAIT_US = 2_000_000
 TICK_US = LEASE_US + EPOCH_WAIT_US
 WINDOW_US = 60_000_000_000  # no hit expires during a search
 ESTIMATE = 1
+Renumbered = tuple[int, int, tuple[int, ...]]
 STALE, FIRST_GEN, FAR = 1, 100, 30
 
 
@@ -36,7 +37,9 @@ class Protocol:
     def __init__(self, scripts: Mapping[str, str], scenario: Scenario) -> None:
         self.redis = LuaRedis(scripts)
         self.scenario = scenario
+        self.accounts: dict[tuple[int, int, tuple[int, ...]], str | None] = {}
         self._gens: dict[int, int | None] = {}
+        self._canonical: dict[tuple[int, int, tuple[int, ...]], Renumbered] = {}
 
     def hydration(self) -> Hydration:
         """Return a hydrate that has not begun."""
@@ -84,7 +87,7 @@ class Protocol:
             rid(i) for i, plan in enumerate(self.scenario.calls) if scope in ("t", f"k:{plan.key}")
         ]
 
-    def spent(self, world: World, scope: str, left_out: Sequence[str]) -> int:
+    def spent(self, world: World, scope: str, left_out: Sequence[str | int]) -> int:
         """Sum the rows of a scope, but for those of open holds."""
         counted = self.in_scope(scope)
         return sum(
@@ -123,23 +126,36 @@ class Protocol:
 
     def canonical(self, world: World) -> World:
         """Make generations small, keeping their order and every difference that can matter."""
-        current = self._gen(world.redis)
-        older = self._gen(world.snapshot) if world.snapshot >= 0 else None
-        floor = min((gen for gen in (current, older) if gen is not None), default=None)
-        hydrations = [*(call.hydration for call in world.calls), world.bystander]
-        used = {h.gen for h in hydrations if floor is not None and h.gen >= floor}
-        small: dict[int, int] = {}
+        if len(world.sweeps) > 1 and world.sweeps[0] > world.sweeps[1]:
+            world = world._replace(sweeps=tuple(sorted(world.sweeps)))
+        gens = (*(call.hydration.gen for call in world.calls), world.bystander.gen)
+        given = (world.redis, world.snapshot, gens)
+        if given not in self._canonical:
+            self._canonical[given] = self._renumbered(*given)
+        redis, snapshot, small = self._canonical[given]
+        if small != gens:
+            for i, call in enumerate(world.calls):
+                world = world.with_call(i, hydration=call.hydration._replace(gen=small[i]))
+            world = world._replace(bystander=world.bystander._replace(gen=small[-1]))
+        if redis != world.redis or snapshot != world.snapshot:
+            world = world._replace(redis=redis, snapshot=snapshot)
+        return world
+
+    def _renumbered(self, redis: int, snapshot: int, gens: tuple[int, ...]) -> Renumbered:
+        stored = [self._gen(state) for state in (redis, snapshot) if state >= 0]
+        known = {gen for gen in stored if gen is not None}
+        # A generation below every stored one never comes back: all of those are alike.
+        known |= {gen for gen in gens if known and gen >= min(known)}
+        small = {NONE: NONE}
         last, at = 0, FIRST_GEN - FAR
-        for gen in sorted({gen for gen in (current, older) if gen is not None} | used):
+        for gen in sorted(known):
             at += min(gen - last, FAR)
             small[gen], last = at, gen
-        if small.get(current or 0, current) != current:
-            world = world._replace(redis=self._with_gen(world.redis, small[current or 0]))
-        if older is not None and small[older] != older:
-            world = world._replace(snapshot=self._with_gen(world.snapshot, small[older]))
-        if any(sweep.at != "idle" for sweep in world.sweeps):
-            world = world._replace(sweeps=tuple(sorted(world.sweeps)))
-        return _renumbered(world, small)
+        return (
+            self._with_gen(redis, small),
+            self._with_gen(snapshot, small),
+            tuple(small.get(gen, STALE) for gen in gens),
+        )
 
     def _gen(self, state: int) -> int | None:
         if state not in self._gens:
@@ -147,26 +163,18 @@ class Protocol:
             self._gens[state] = None if gen is None else int(gen)
         return self._gens[state]
 
-    def _with_gen(self, state: int, gen: int | None) -> int:
-        if gen is None or gen == self._gen(state):
+    def _with_gen(self, state: int, small: Mapping[int, int]) -> int:
+        gen = self._gen(state) if state >= 0 else None
+        if gen is None or small[gen] == gen:
             return state
-        return self.redis.replaced(state, META, "gen", str(gen))
+        return self.redis.replaced(state, META, "gen", str(small[gen]))
 
 
-def _renumbered(world: World, small: Mapping[int, int]) -> World:
-    for i, call in enumerate(world.calls):
-        gen = call.hydration.gen
-        if gen != NONE and small.get(gen, STALE) != gen:
-            hydration = call.hydration._replace(gen=small.get(gen, STALE))
-            world = world.with_call(i, hydration=hydration)
-    gen = world.bystander.gen
-    if gen != NONE and small.get(gen, STALE) != gen:
-        world = world._replace(bystander=world.bystander._replace(gen=small.get(gen, STALE)))
-    return world
+RIDS = ("c1", "c2", "c3")
 
 
 def rid(i: int) -> str:
-    return f"c{i + 1}"
+    return RIDS[i]
 
 
 def run_id(run: int) -> str:

@@ -50,9 +50,9 @@ def explore(scripts: Mapping[str, str], scenario: Scenario, limit: int = 10**9) 
         if wrong := broken(protocol, world):
             return Found(len(came), False, wrong, _trace(came, world))
         goes_on = False
-        for label, after in _steps(protocol, world):
-            goes_on = goes_on or (after.faults == world.faults and label != SAVE)
-            after = _tidy(protocol, after)
+        for label, untidy in _steps(protocol, world):
+            goes_on = goes_on or (untidy.faults == world.faults and label != SAVE)
+            after = _tidy(protocol, untidy)
             if after not in came:
                 if len(came) >= limit:
                     return Found(len(came), complete=False)
@@ -116,6 +116,15 @@ def broken(protocol: Protocol, world: World) -> str | None:
             return f"{rid(i)} runs on, and its row is written"
     if exposed > protocol.scenario.budget and not _excused(protocol, world):
         return f"rows and calls that run may cost {exposed}, over the budget"
+    if _excused(protocol, world):
+        return _account(protocol, world)
+    question = (world.redis, world.run, world.rows)
+    if question not in protocol.accounts:
+        protocol.accounts[question] = _account(protocol, world)
+    return protocol.accounts[question]
+
+
+def _account(protocol: Protocol, world: World) -> str | None:
     return _sums(protocol, world) or (
         _counters(protocol, world) if protocol.is_warm(world) else None
     )

@@ -179,7 +179,14 @@ class Ollama(Program):
 @contextlib.contextmanager
 def ollama(folder: Path, models: Sequence[str] = MODELS) -> Iterator[Ollama]:
     """Run a simulated Ollama until the block ends."""
-    words = [sys.executable, "-m", "trio_gateway.simulator", "--control", "--models", ",".join(models)]
+    words = [
+        sys.executable,
+        "-m",
+        "trio_gateway.simulator",
+        "--control",
+        "--models",
+        ",".join(models),
+    ]
     running = Ollama(words, folder / "ollama.log")
     try:
         running.url = running.line()["url"]
@@ -377,12 +384,11 @@ async def spread(
         calls.append(await stream(nursery, running.base_url, key, path))
 
 
-async def command(database_url: str, redis_url: str, *words: str) -> Any:
+async def command(*words: str, **environ: str) -> Any:
     """Run the command line as a process, and return its exit code and its JSON answer."""
-    environ = {**os.environ, "DATABASE_URL": database_url, "REDIS_URL": redis_url}
     done = await trio.run_process(
         [script("trio-gateway"), *words, "--json"],
-        env=environ,
+        env={**os.environ, **environ},
         cwd=ROOT,
         check=False,
         capture_stdout=True,

@@ -220,9 +220,7 @@ class Person(BaseModel):
 
 def test_openai_parses_an_answer_with_a_schema(sdk):
     """A pydantic model as response_format; the schema itself arrives upstream."""
-    parsed = sdk().chat.completions.parse(
-        model="llama3.2", messages=HELLO, response_format=Person
-    )
+    parsed = sdk().chat.completions.parse(model="llama3.2", messages=HELLO, response_format=Person)
     assert isinstance(parsed.choices[0].message.parsed, Person)
 
 

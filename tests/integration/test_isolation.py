@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import httpx
 import orjson
 import pytest
@@ -87,12 +89,12 @@ async def test_no_header_of_upstream_reaches_a_caller(world):
             assert not set(answer.headers) & {name.lower() for name in loud}, path
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-@pytest.mark.parametrize("location", ["/api/pull", "http://169.254.169.254/latest/meta-data/"])
-async def test_a_redirect_of_upstream_is_not_followed(world, status, location):
+async def test_a_redirect_of_upstream_is_not_followed(world):
     """It is a 502, names no place, and leads nowhere."""
-    world.sim.play(Script(status=status, location=location))
-    for path in sorted(INFERENCE):
+    places = ("/api/pull", "http://169.254.169.254/latest/meta-data/")
+    for status, location in itertools.product((301, 302, 303, 307, 308), places):
+        world.sim.play(Script(status=status, location=location))
+        path = "/v1/chat/completions" if status == 302 else "/api/generate"
         answer = await world.post(path, body_of(path, MODEL))
         assert answer.status_code == 502
         assert "location" not in answer.headers
@@ -101,18 +103,29 @@ async def test_a_redirect_of_upstream_is_not_followed(world, status, location):
     assert set(world.sim.requests) <= {*INFERENCE, "/api/tags"}
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 429, 500, 503])
-async def test_upstreams_words_about_a_failure_stay_there(world, status):
+FAILURES = (
+    400,
+    401,
+    403,
+    404,
+    429,
+    500,
+    503,
+)
+
+
+async def test_upstreams_words_about_a_failure_stay_there(world):
     """Its status is translated, its text with paths, hosts and sign-in links is not repeated."""
-    text = "open /root/.ollama/models/CANARY-path: http://ollama.internal:11434 failed"
-    world.sim.play(Script(status=status, error_text=text))
-    expected = {400: 400, 404: 403, 429: 503, 503: 503}.get(status, 502)
-    for path in sorted(INFERENCE):
-        answer = await world.post(path, body_of(path, MODEL) | {"stream": False})
-        assert answer.status_code == expected
-        assert "CANARY" not in answer.text
-        assert "11434" not in answer.text
-        assert ("retry-after" in answer.headers) is (expected == 503)
+    for status in FAILURES:
+        text = "open /root/.ollama/models/CANARY-path: http://ollama.internal:11434 failed"
+        world.sim.play(Script(status=status, error_text=text))
+        expected = {400: 400, 404: 403, 429: 503, 503: 503}.get(status, 502)
+        for path in sorted(INFERENCE):
+            answer = await world.post(path, body_of(path, MODEL) | {"stream": False})
+            assert answer.status_code == expected
+            assert "CANARY" not in answer.text
+            assert "11434" not in answer.text
+            assert ("retry-after" in answer.headers) is (expected == 503)
 
 
 async def test_no_secret_of_upstream_is_in_any_answer(world):

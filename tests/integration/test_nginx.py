@@ -8,6 +8,7 @@ import socket
 import subprocess
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -83,9 +84,7 @@ async def nginx(folder, *servers):
     command = [NGINX, "-p", str(folder), "-e", f"{folder}/error.log", "-c", f"{folder}/nginx.conf"]
     async with trio.open_nursery() as nursery:
         process = await nursery.start(
-            lambda task_status: trio.run_process(
-                command, check=False, stderr=subprocess.DEVNULL, task_status=task_status
-            )
+            partial(trio.run_process, command, check=False, stderr=subprocess.DEVNULL)
         )
         try:
             await answers(port, process)
@@ -108,9 +107,11 @@ async def answers(port, process):
 
 @pytest.fixture
 async def front(database, redis_url, tmp_path):
-    async with open_world(database, redis_url, trusted_proxies="127.0.0.1") as world:
-        async with nginx(tmp_path, f"127.0.0.1:{world.port}") as port:
-            yield Fronted(world, port, tmp_path)
+    async with (
+        open_world(database, redis_url, trusted_proxies="127.0.0.1") as world,
+        nginx(tmp_path, f"127.0.0.1:{world.port}") as port,
+    ):
+        yield Fronted(world, port, tmp_path)
 
 
 def chat(world, body=STREAM, **headers):
@@ -211,7 +212,7 @@ async def test_the_access_log_keeps_no_query(front):
     assert answer.status == 401
     log = front.folder / "access.log"
     with trio.fail_after(2):
-        while not log.read_text(encoding="utf-8"):  # noqa: ASYNC251 - it is written soon after
+        while not log.read_text(encoding="utf-8"):
             await trio.lowlevel.checkpoint()
     text = log.read_text(encoding="utf-8")
     assert "canary" not in text

@@ -165,16 +165,22 @@ async def test_no_odd_spelling_of_a_path_is_a_route(world, method):
     assert untouched(world)
 
 
-@pytest.mark.parametrize(
-    "path", [b"/api/tags\x00", b"/api/t\xc3\xa4gs", b"/api/tags\t", b"/api/tags x"]
+BAD_TARGETS = (
+    b"/api/tags\x00",
+    b"/api/t\xc3\xa4gs",
+    b"/api/tags\t",
+    b"/api/tags x",
 )
-async def test_bytes_that_no_target_may_hold_end_the_connection(world, path):
+
+
+async def test_bytes_that_no_target_may_hold_end_the_connection(world):
     """They are answered 400 by the HTTP layer and nothing follows on that connection."""
-    async with raw_http.connect(world.port) as client:
-        await client.send(raw_http.request(b"GET " + path, world.auth()))
-        assert (await client.answer()).status == 400
-        assert await client.closed() == b""
-    assert (await world.get("/api/tags")).status_code == 200
+    for path in BAD_TARGETS:
+        async with raw_http.connect(world.port) as client:
+            await client.send(raw_http.request(b"GET " + path, world.auth()))
+            assert (await client.answer()).status == 400
+            assert await client.closed() == b""
+        assert (await world.get("/api/tags")).status_code == 200
 
 
 async def test_a_known_path_with_another_method_says_which_ones_it_has(world):
@@ -191,24 +197,24 @@ async def test_a_known_path_with_another_method_says_which_ones_it_has(world):
     assert untouched(world)
 
 
-@pytest.mark.parametrize(
-    ("line", "status"),
-    [
-        ("CONNECT evil.com:443", 403),
-        ("CONNECT /api/chat", 405),
-        ("OPTIONS *", 403),
-        ("TRACE /", 405),
-        ("BREW /api/pull", 403),
-        ("get /api/tags", 200),
-    ],
+STRANGE = (
+    ("CONNECT evil.com:443", 403),
+    ("CONNECT /api/chat", 405),
+    ("OPTIONS *", 403),
+    ("TRACE /", 405),
+    ("BREW /api/pull", 403),
+    ("get /api/tags", 200),
 )
-async def test_a_strange_method_breaks_nothing(world, line, status):
+
+
+async def test_a_strange_method_breaks_nothing(world):
     """It is answered in our own words, and the worker goes on serving."""
-    answer = await raw_http.ask(world.port, line, world.auth())
-    assert answer.status == status
-    assert answer.header("x-request-id")
-    assert (await world.get("/api/tags")).status_code == 200
-    assert untouched(world)
+    for line, status in STRANGE:
+        answer = await raw_http.ask(world.port, line, world.auth())
+        assert answer.status == status
+        assert answer.header("x-request-id")
+        assert (await world.get("/api/tags")).status_code == 200
+        assert untouched(world)
 
 
 async def test_a_method_cannot_be_overridden(world):

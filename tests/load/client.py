@@ -56,9 +56,7 @@ async def exchange(
     sample.statuses[status] = sample.statuses.get(status, 0) + 1
 
 
-async def closed_loop(
-    port: int, request: bytes, *, connections: int, seconds: float
-) -> Sample:
+async def closed_loop(port: int, request: bytes, *, connections: int, seconds: float) -> Sample:
     """Keep every connection busy for a while."""
     sample = Sample()
     until = time.perf_counter() + seconds
@@ -110,6 +108,23 @@ async def streams(port: int, request: bytes, *, count: int) -> Sample:
     await asyncio.gather(*(one() for _ in range(count)))
     sample.seconds = time.perf_counter() - began
     return sample
+
+
+def watched(make: Callable[[], object], look: Callable[[], float]) -> tuple[Sample, float]:
+    """Run one of the above; return with it the most that `look` saw, twice a second."""
+    most = look()
+
+    async def both() -> Sample:
+        nonlocal most
+        task = asyncio.ensure_future(make())  # type: ignore[arg-type]
+        while not task.done():
+            await asyncio.wait([task], timeout=0.5)
+            most = max(most, look())
+        result = task.result()
+        assert isinstance(result, Sample)
+        return result
+
+    return asyncio.run(both()), most
 
 
 def run(make: Callable[[], object]) -> Sample:

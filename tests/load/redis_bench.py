@@ -1,6 +1,6 @@
 """One script call, by redis.asyncio through trio-asyncio and by our own client, in one run.
 
-    python -m tests.load.redis_bench
+python -m tests.load.redis_bench
 """
 
 from __future__ import annotations

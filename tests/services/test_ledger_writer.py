@@ -1,6 +1,7 @@
 """The group commit: rows that end together are stored together, and none is ever dropped."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import trio
@@ -39,7 +40,7 @@ class Counted:
 
 
 async def start(worker, *, busy=False, settle=None):
-    ledger = Counted(worker.ledger)
+    ledger: Any = Counted(worker.ledger)
     writer = LedgerWriter(ledger, settle or worker.quota.settle, lambda: busy)
     await worker.nursery.start(writer.run)
     return writer, ledger
@@ -112,7 +113,7 @@ async def test_rows_wait_for_postgres(books, redis_url, monkeypatch):
 
 async def test_a_row_that_postgres_never_takes_holds_up_nobody(worker):
     """The others of its group are stored; it is settled by, so that its hold does not stay."""
-    settled = []
+    settled: list[str] = []
 
     async def settle(rows):
         settled.extend(row.request_id for row in rows)

@@ -41,6 +41,11 @@ def again(principal, tenant=None, key=None):
     return caller(tenant, key, tenant_id=principal.tenant.id, key_id=principal.key.id)
 
 
+def left(standing):
+    """What the budget has left after a call's hold."""
+    return standing.budget.remaining
+
+
 async def refused(worker, wanted):
     with pytest.raises(BudgetExhausted) as caught:
         await worker.quota.reserve(wanted)
@@ -210,7 +215,7 @@ async def test_a_hundred_callers_at_once_admit_exactly_what_fits(worker, spare):
         for _ in range(100):
             nursery.start_soon(reserve)
     assert (len(admitted), len(turned_away)) == (4, 96)
-    assert {error.standing.budget.remaining for error in turned_away} <= {spare, *range(30, 121)}
+    assert {left(error.standing) for error in turned_away} <= {spare, *range(30, 121)}
 
 
 async def test_a_changed_budget_counts_at_once_in_both_directions(worker):
@@ -325,7 +330,7 @@ async def test_the_ceiling_is_the_most_that_the_budget_pays_for(books, redis_url
             hold, standing = await worker.quota.reserve(wanted)
             assert hold.ceiling == min(output, units * 1000 // milli - prompt)
             assert hold.cost == charge(prompt + hold.ceiling, milli) <= units
-            assert standing.budget.remaining == units - hold.cost
+            assert left(standing) == units - hold.cost
 
 
 async def test_a_call_that_waits_for_a_slot_says_when_it_is_dispatched(worker):
@@ -376,7 +381,7 @@ async def test_a_settle_that_redis_does_not_take_is_kept(books, redis_url):
         await worker.renewals.beat()
         assert worker.quota.unsettled == {}
         _, standing = await worker.quota.reserve(ask(principal, 10, 40))
-        assert standing.budget.remaining == 20
+        assert left(standing) == 20
 
 
 async def test_a_settle_whose_answer_was_lost_is_counted_once(books, redis_url):
@@ -396,7 +401,7 @@ async def test_a_settle_whose_answer_was_lost_is_counted_once(books, redis_url):
         await worker.renewals.beat()
         assert not await worker.warm(principal)
         _, standing = await worker.quota.reserve(ask(principal, 10, 40))
-        assert standing.budget.remaining == 20
+        assert left(standing) == 20
 
 
 async def test_settles_kept_for_redis_are_bounded(books, redis_url, monkeypatch):

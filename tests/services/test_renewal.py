@@ -161,6 +161,7 @@ async def test_a_reserve_whose_answer_was_lost_is_closed_as_refused(books, redis
         assert (row["basis"], row["charged_tokens"], row["held_tokens"]) == ("none", 0, 100)
         assert (await worker.holds(principal), worker.quota.doubtful) == (set(), {})
         _, standing = await worker.quota.reserve(ask(principal, 10, 10))
+        assert standing.budget is not None
         assert standing.budget.remaining == 980
 
 

@@ -1,6 +1,6 @@
 """The sweep closes the accounts of calls whose worker is gone, and of no others."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import trio
@@ -124,7 +124,8 @@ async def test_a_clock_step_sweeps_nobody_alive(worker):
     principal = caller(TOTAL)
     hold, _ = await worker.quota.reserve(ask(principal))
     leases = tenant_keys(principal.tenant.id)[3]
-    elsewhere = Sweeper(worker.redis, _Others(), worker.ledger, interval=1, lease=LEASE, renewal=1)
+    others: Any = _Others()
+    elsewhere = Sweeper(worker.redis, others, worker.ledger, interval=1, lease=LEASE, renewal=1)
     for _ in range(4):
         await worker.renewals.beat()
         lease = (await worker.redis.command("HGET", leases, hold.request_id)).split(b"|")

@@ -159,7 +159,7 @@ async def test_a_thousand_hits_in_one_breath_are_all_counted(worker):
     async with trio.open_nursery() as nursery:
         for _ in range(998):
             nursery.start_soon(reserve)
-    by_millisecond = {}
+    by_millisecond: dict[int, list[int]] = {}
     for instant in started:
         by_millisecond.setdefault(instant // 1000, []).append(instant)
     assert max(map(len, by_millisecond.values())) > 1, "the burst was too slow to show anything"

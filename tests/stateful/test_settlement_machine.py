@@ -295,7 +295,7 @@ class Settlement(RuleBasedStateMachine):
     @precondition(lambda self: self.young)
     @rule(late=st.sampled_from([None, None, 0, 1]))
     def an_interval_passes(self, late: int | None = None) -> None:
-        """Every worker renews, but one that stands still; then Redis has been up for long enough."""
+        """Every worker renews, but one that stands still; then Redis has been up long enough."""
         for worker in (0, 1):
             if worker != late:
                 self.beat(worker)
@@ -394,7 +394,7 @@ def test_the_account_survives_any_order_of_events(stage: Stage) -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=50,
+            max_examples=30,
             stateful_step_count=40,
             derandomize=True,
             database=None,

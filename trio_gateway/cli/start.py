@@ -31,7 +31,7 @@ def listener_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--admin-bind",
             default="127.0.0.1:8081",
             show_default=True,
-            help="Where the admin API, the dashboard and /metrics listen.",
+            help="Where the admin API listens.",
         ),
         click.option(
             "--bind", default="127.0.0.1:8080", show_default=True, help="Where callers connect."

@@ -9,12 +9,15 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import structlog
 import trio_asyncio
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
 T = TypeVar("T")
+
+log = structlog.get_logger()
 
 
 class Bridge:
@@ -34,4 +37,18 @@ class Bridge:
 async def open_bridge() -> AsyncIterator[Bridge]:
     """Hold an asyncio loop open; everything asyncio lives inside this block."""
     async with trio_asyncio.open_loop() as loop:
+        loop.set_exception_handler(_note)
         yield Bridge(loop)
+
+
+def _note(loop: Any, context: dict[str, Any]) -> None:
+    """Let a broken connection that nobody waits for any more end quietly.
+
+    The loop would otherwise raise it here, and end the worker: a query cancelled on a
+    half-dead connection leaves such a future behind. Everything else is still raised.
+    """
+    error = context.get("exception")
+    if context.get("future") is not None and isinstance(error, OSError):
+        log.warning("connection_lost_unheard", error=type(error).__name__)
+    else:
+        loop.default_exception_handler(context)

@@ -51,14 +51,11 @@ class ContainedServer(TCPServer):
 
     async def protocol_send(self, event: Event) -> None:
         """Write, or close."""
-        if isinstance(event, RawData):
-            # Empty is the end of an answer of a known length; to write it would cost a checkpoint.
-            if self._gathered is not None and event.data:
+        if self._gathered is not None:
+            # Empty is the end of an answer of a known length.
+            if isinstance(event, RawData) and event.data:
                 self._gathered.append(event.data)
                 return
-            if self._gathered is None and not event.data:
-                return
-        if self._gathered is not None:
             whole, self._gathered = b"".join(self._gathered), None
             await super().protocol_send(RawData(whole))
             if isinstance(event, RawData):

@@ -54,9 +54,9 @@ class Catalog:
         """Return the model of this canonical name and the backends that have it, or None."""
         now = trio.current_time()
         having = [
-            (backend, models[name])
-            for backend, (_, until, models) in self._seen.items()
-            if until > now and name in models
+            (backend, seen[2][name])
+            for backend in self._keys  # in the operator's order, not in that of the first looks
+            if (seen := self._seen.get(backend)) and seen[1] > now and name in seen[2]
         ]
         if not having:
             return None

@@ -19,7 +19,7 @@ from quart_trio.wrappers import TrioRequest
 from trio_gateway.clients.hangups import abort, server_of, socket_of
 from trio_gateway.core.errors import EndpointNotAllowed
 from trio_gateway.web.replies import error_reply
-from trio_gateway.web.routes import screen
+from trio_gateway.web.routes import methods, screen
 
 if TYPE_CHECKING:
     from trio_gateway.core.errors import GatewayError
@@ -70,7 +70,7 @@ class Connection(TrioASGIHTTPConnection):
         raw_path = scope["raw_path"].decode("latin-1")
         request_id = new_request_id()
         gateway = self.app.gateway  # type: ignore[attr-defined]
-        preflight = gateway.cors.preflight(scope)
+        preflight = gateway.cors.preflight(scope) if methods(raw_path) else None
         if preflight is not None:
             pairs = [*preflight, (b"x-request-id", request_id.encode())]
             await _answer(send, 204, b"", pairs)
@@ -99,14 +99,13 @@ class Connection(TrioASGIHTTPConnection):
     async def _send_response(self, send: Any, response: Any) -> None:
         """Send a whole answer in one write, any other as it comes."""
         whole = response.response
-        if not isinstance(whole, DataBody):
+        if response.status_code != 200 or not isinstance(whole, DataBody):
             await super()._send_response(send, response)
             return
         if self._gather is not None:
             self._gather()
         headers = encode_headers(response.headers)
-        status = response.status_code
-        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": whole.data, "more_body": False})
 
     async def handle_messages(self, nursery: trio.Nursery, request: Any, receive: Any) -> None:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 GROUP = 200  # rows in one transaction
-LINGER = 0.008  # seconds to wait for company while other calls are under way
+LINGER_EACH = 0.002  # seconds to wait for company, for each other call under way
+LINGER_MOST = 0.025
 RETRY = 0.5  # seconds between attempts while PostgreSQL is away
 
 
@@ -33,12 +34,13 @@ class LedgerWriter:
         self,
         ledger: Ledger,
         settle: Callable[[Sequence[LedgerRow]], Awaitable[None]],
-        busy: Callable[[], bool],
+        others: Callable[[], int],
     ) -> None:
-        """`settle` gets the stored rows; `busy` says whether other calls are under way."""
+        """`settle` gets the stored rows; `others` says how many calls are under way whose
+        rows are not here yet."""
         self._ledger = ledger
         self._settle = settle
-        self._busy = busy
+        self._others = others
         self._waiting: deque[tuple[LedgerRow, trio.Event]] = deque()
         self._wake = trio.Event()
         self._idle = trio.Event()
@@ -69,8 +71,8 @@ class LedgerWriter:
                 self._idle.set()
                 self._wake = trio.Event()
                 await self._wake.wait()
-            if len(self._waiting) < GROUP and self._busy():
-                await trio.sleep(LINGER)
+            if len(self._waiting) < GROUP and (others := self._others()) > 0:
+                await trio.sleep(min(LINGER_MOST, LINGER_EACH * others))
             group = [self._waiting.popleft() for _ in range(min(GROUP, len(self._waiting)))]
             stored = await self._store([row for row, _ in group])
             await self._settle(stored)
