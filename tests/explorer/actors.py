@@ -38,13 +38,16 @@ def call_steps(protocol: Protocol, world: World, i: int) -> Steps:
         yield f"{rid(i)} doubt", world.with_call(i, **(found if text else {"at": "done"}))
     elif call.at == "queued":
         after, back = protocol.renew(world, i, DISPATCHED)
-        gap = call.gap and "gap" not in protocol.scenario.rules_dropped
-        refused = back or gap or (not call.live and "mark" not in protocol.scenario.rules_dropped)
+        late = call.gap == "late"
+        refused = back or late or (not call.live and "mark" not in protocol.scenario.rules_dropped)
         yield (
             f"{rid(i)} mark back={back}",
             _over(after, i, 0) if refused else after.with_call(i, at="running"),
         )
         yield f"{rid(i)} hang-up", _over(world, i, 0)
+        if "reply" in protocol.scenario.faults and world.faults:
+            unheard = _over(after, i, 0)._replace(faults=world.faults - 1)
+            yield f"{rid(i)} MARK UNANSWERED", unheard
     elif call.at == "running":
         yield f"{rid(i)} finish", _over(world, i, min(USAGE, cost_of(call.text)))
         yield f"{rid(i)} refused upstream", _over(world, i, 0)
@@ -75,7 +78,8 @@ def _reserve(protocol: Protocol, world: World, i: int) -> Steps:
         yield f"{rid(i)} reserve: ok", after
         if "reply" in protocol.scenario.faults and world.faults:
             doubt = after.with_call(i, at="doubt", admitted=False, live=False, text="", phase="")
-            yield f"{rid(i)} RESERVE UNANSWERED", doubt._replace(faults=world.faults - 1)
+            doubt = doubt._replace(faults=world.faults - 1, left_alone=True)
+            yield f"{rid(i)} RESERVE UNANSWERED", doubt
 
 
 def _settle(protocol: Protocol, world: World, i: int) -> Steps:
@@ -85,7 +89,8 @@ def _settle(protocol: Protocol, world: World, i: int) -> Steps:
     yield f"{rid(i)} settle", after.with_call(i, at="done")
     if "reply" in protocol.scenario.faults and world.faults:
         yield f"{rid(i)} SETTLE UNANSWERED", after._replace(faults=world.faults - 1)
-        yield f"{rid(i)} SETTLE NOT SENT", sent._replace(faults=world.faults - 1)
+        unsent = sent._replace(faults=world.faults - 1, left_alone=True)
+        yield f"{rid(i)} SETTLE NOT SENT", unsent
 
 
 def beat_steps(protocol: Protocol, world: World, i: int) -> Steps:
@@ -94,8 +99,8 @@ def beat_steps(protocol: Protocol, world: World, i: int) -> Steps:
     if call.worker != "up":
         return
     if call.beat == "look":
-        if world.rows[i] == NONE:
-            yield f"{rid(i)} look: no row", world.with_call(i, beat="")
+        if world.rows[i] == NONE or call.at not in ("queued", "running"):
+            yield f"{rid(i)} look: nothing", world.with_call(i, beat="")
         else:
             after = world.with_call(i, beat="settle", live=False)
             cut = call.at == "running"
@@ -108,7 +113,8 @@ def beat_steps(protocol: Protocol, world: World, i: int) -> Steps:
         if after != world:
             yield f"{rid(i)} renew beat={after.calls[i].beat}", after
         if "reply" in protocol.scenario.faults and world.faults and after.calls[i].beat:
-            lost = after.with_call(i, beat="", gap=call.gap)
+            gap = "" if "reconnect" in protocol.scenario.rules_dropped else "reconnect"
+            lost = after.with_call(i, beat="", gap=gap)
             yield f"{rid(i)} RENEW UNANSWERED", lost._replace(faults=world.faults - 1)
 
 
@@ -116,8 +122,7 @@ def beat(protocol: Protocol, world: World, i: int) -> World:
     """Renew one live hold; where it was put back, or may have been, the ledger is asked next."""
     call = world.calls[i]
     after, back = protocol.renew(world, i, call.phase)
-    look = back or (call.gap and "gap" not in protocol.scenario.rules_dropped)
-    return after.with_call(i, beat="look" if look else "", gap=False)
+    return after.with_call(i, beat="look" if back or call.gap else "", gap="")
 
 
 def hydrate(

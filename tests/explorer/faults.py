@@ -31,10 +31,13 @@ def worker_faults(protocol: Protocol, world: World, i: int) -> Steps:
     if "kill" in faults:
         dead = Call("done", "dead", admitted=call.admitted)
         calls = (*world.calls[:i], dead, *world.calls[i + 1 :])
-        yield f"{rid(i)} KILLED", world._replace(calls=calls, faults=world.faults - 1, killed=True)
+        yield (
+            f"{rid(i)} KILLED",
+            world._replace(calls=calls, faults=world.faults - 1, left_alone=True),
+        )
     if "stop" in faults and call.live and call.worker == "up":
         stopped = world.with_call(i, worker="stopped")
-        yield f"{rid(i)} STOPPED", stopped._replace(faults=world.faults - 1, stood_still=True)
+        yield f"{rid(i)} STOPPED", stopped._replace(faults=world.faults - 1, left_alone=True)
 
 
 def redis_faults(protocol: Protocol, world: World) -> Steps:
@@ -43,25 +46,26 @@ def redis_faults(protocol: Protocol, world: World) -> Steps:
         return
     faults, fewer = protocol.scenario.faults, world.faults - 1
     if "restart" in faults:
-        yield "REDIS RESTARTS", world._replace(run=world.run + 1, faults=fewer)
+        yield "REDIS RESTARTS", _reconnected(protocol, world)._replace(faults=fewer)
     gone = world._replace(redis=EMPTY, now_us=world.now_us + OUTAGE_US, faults=fewer, lost=True)
     if "loss" in faults:
-        yield "REDIS LOSES ITS DATA", gone._replace(run=world.run + 1)
+        yield "REDIS LOSES ITS DATA", _reconnected(protocol, gone)
     if "flush" in faults:
         yield "FLUSHALL", gone
     if "rollback" in faults and world.snapshot == NONE:
         yield SAVE, world._replace(snapshot=world.redis)
     if world.snapshot >= 0 and world.snapshot != world.redis:
-        yield (
-            "REDIS ROLLS BACK",
-            world._replace(
-                redis=world.snapshot,
-                snapshot=SPENT_SNAPSHOT,
-                run=world.run + 1,
-                faults=fewer,
-                lost=True,
-            ),
-        )
+        back = _reconnected(protocol, world)
+        back = back._replace(redis=world.snapshot, snapshot=SPENT_SNAPSHOT, faults=fewer, lost=True)
+        yield "REDIS ROLLS BACK", back
+
+
+def _reconnected(protocol: Protocol, world: World) -> World:
+    """Return the world after everybody met a new server."""
+    for i, call in enumerate(world.calls):
+        if call.live and not call.gap and "reconnect" not in protocol.scenario.rules_dropped:
+            world = world.with_call(i, gap="reconnect")
+    return world._replace(run=world.run + 1)
 
 
 def time_steps(protocol: Protocol, world: World) -> Steps:
@@ -76,7 +80,9 @@ def time_steps(protocol: Protocol, world: World) -> Steps:
         if call.live and call.worker == "up":
             world = beat(protocol, world, i)
         elif call.live:
-            world = world.with_call(i, gap=True)
+            world = world.with_call(
+                i, gap="" if "late" in protocol.scenario.rules_dropped else "late"
+            )
         if parked[i]:
             world = world.with_call(i, hydration=IDLE)
     if world.bystander.at == "parked":

@@ -32,7 +32,7 @@ class Call(NamedTuple):
     beat: str = ""  # what the renewal task has yet to do: look, or settle
     text: str = ""  # the hold, as reserve returned it
     phase: str = ""
-    gap: bool = False  # its worker stood still for a whole lease
+    gap: str = ""  # since the last renewal: a whole lease (late), or a reconnect
     charge: int = NONE  # of the row that its worker would write
     stored: int = NONE  # of the row that its worker read back
     hydration: Hydration = IDLE
@@ -59,8 +59,7 @@ class World(NamedTuple):
     snapshot: int = NONE  # an older state of Redis
     faults: int = 0  # still allowed
     lost: bool = False  # Redis lost data
-    killed: bool = False  # a worker was
-    stood_still: bool = False  # a worker did
+    left_alone: bool = False  # a hold was: its worker died, stood still, or had not heard of it
     sweeper_killed: bool = False
 
     def with_call(self, i: int, **changes: Any) -> World:

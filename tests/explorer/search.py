@@ -131,9 +131,9 @@ def _account(protocol: Protocol, world: World) -> str | None:
 
 
 def _excused(protocol: Protocol, world: World) -> bool:
-    """Rule 11: data was lost, and a worker was not there to put its hold back in time."""
+    """Rule 11: data was lost, and nobody was there to put a hold back in time."""
     excused = "rule 11" not in protocol.scenario.rules_dropped
-    return excused and world.lost and (world.killed or world.stood_still)
+    return excused and world.lost and world.left_alone
 
 
 def _runs_on_closed_account(protocol: Protocol, world: World, i: int, call: Call) -> bool:

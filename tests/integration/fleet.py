@@ -8,12 +8,11 @@ import os
 import re
 import select
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +82,7 @@ class Program:
 
     def descendants(self) -> list[int]:
         """Return the process ids of all children and theirs."""
-        found = []
+        found: list[int] = []
         todo = [self.popen.pid]
         while todo:
             pid = todo.pop()
@@ -138,6 +137,8 @@ class Fleet(Program):
     """A gateway of two workers; `base_url` is where callers connect."""
 
     base_url: str
+    database_url: str
+    redis_url: str
 
     @property
     def port(self) -> int:
@@ -197,9 +198,13 @@ def ollama(folder: Path, models: Sequence[str] = MODELS) -> Iterator[Ollama]:
 
 @contextlib.contextmanager
 def fleet(
-    how: str, folder: Path, database_url: str, redis_url: str, ollama_url: str, **settings: Any
+    how: str, folder: Path, stores: Sequence[str], ollama_url: str, **settings: Any
 ) -> Iterator[Fleet]:
-    """Run two workers until the block ends; settings are names in lower case."""
+    """Run two workers until the block ends.
+
+    `stores` are the addresses of PostgreSQL and Redis; settings are names in lower case.
+    """
+    database_url, redis_url = stores
     environ = {
         "DATABASE_URL": database_url,
         "REDIS_URL": redis_url,
@@ -215,6 +220,7 @@ def fleet(
         words = [script("hypercorn"), "--worker-class", "trio", "-w", "2"]
         words += ["--bind", "127.0.0.1:0", "--graceful-timeout", graceful, "trio_gateway.asgi:app"]
     running = Fleet(words, log, **environ)
+    running.database_url, running.redis_url = database_url, redis_url
     try:
         if how == "serve":
             running.base_url = running.line()["base_url"]
@@ -269,7 +275,8 @@ def _sockets(pid: int) -> set[str]:
 async def until(condition: Callable[[], Any], limit: float = STOP_LIMIT) -> None:
     """Wait until the condition holds."""
     with trio.fail_after(limit):
-        while not condition():
+        # other processes cannot set an event of ours
+        while not condition():  # noqa: ASYNC110
             await trio.sleep(TICK)
 
 
@@ -294,7 +301,7 @@ class Office:
     async def settled(self, key: Any, count: int, limit: float = 10) -> list[dict[str, Any]]:
         """Wait until a key has that many rows, and return them."""
         with trio.fail_after(limit):
-            while len(rows := await self.rows(key)) < count:
+            while len(rows := await self.rows(key)) < count:  # noqa: ASYNC110
                 await trio.sleep(TICK)
         assert len(rows) == count
         return rows
@@ -384,6 +391,31 @@ async def spread(
         calls.append(await stream(nursery, running.base_url, key, path))
 
 
+async def on_one_worker(
+    nursery: trio.Nursery, running: Fleet, key: Any, count: int, *, most: int = 80, **more: Any
+) -> tuple[int, list[Streaming]]:
+    """Begin streams until one worker, the first that takes one, carries so many; drop the rest.
+
+    Returns its process id and its streams. Nothing else may be connected.
+    """
+    chosen: int | None = None
+    calls: list[Streaming] = []
+    for _ in range(most):
+        before = running.loads()
+        call = await stream(nursery, running.base_url, key, **more)
+        after = running.loads()
+        taker = next(pid for pid, load in after.items() if load > before.get(pid, 0))
+        chosen = chosen or taker
+        if taker == chosen:
+            calls.append(call)
+            if len(calls) == count:
+                return chosen, calls
+        else:
+            call.scope.cancel()
+            await until(lambda: running.loads() == before)  # noqa: B023 - over before the next
+    raise AssertionError(f"one worker took {len(calls)} of {most} streams")
+
+
 async def command(*words: str, **environ: str) -> Any:
     """Run the command line as a process, and return its exit code and its JSON answer."""
     done = await trio.run_process(
@@ -398,8 +430,9 @@ async def command(*words: str, **environ: str) -> Any:
     return done.returncode, json.loads(done.stdout)
 
 
-async def books_agree(database_url: str, redis_url: str) -> Any:
+async def books_agree(stores: Iterable[str]) -> None:
     """Wait until no hold is open; whenever one looks, the books must agree."""
+    database_url, redis_url = stores
     async with (
         open_bridge() as bridge,
         open_postgres(bridge, database_url, size=1) as postgres,
@@ -415,11 +448,3 @@ async def books_agree(database_url: str, redis_url: str) -> Any:
                     break
                 await trio.sleep(TICK)
         nursery.cancel_scope.cancel()
-    return found
-
-
-def connectable(port: int) -> bool:
-    """Whether somebody listens there."""
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -8,6 +8,8 @@ import json
 import math
 import struct
 import zlib
+from dataclasses import dataclass
+from typing import Any
 
 import ollama
 import openai
@@ -48,19 +50,26 @@ PIXEL = (
 )
 
 
+@dataclass(frozen=True)
+class Site:
+    """Where to connect, the simulated Ollama, and keys by name."""
+
+    base_url: str
+    sim: fleets.Ollama
+    keys: dict[str, Any]
+
+
 @pytest.fixture(scope="module")
 def site(stores, tmp_path_factory):
-    """A fleet, and keys of tenants with different rights, by name."""
+    """A fleet, and keys of tenants with different rights."""
     folder = tmp_path_factory.mktemp("clients")
     redis_url = test_stores.fresh_redis(stores)
     with (
         fleets.ollama(folder) as sim,
         test_stores.fresh_database(stores) as database,
-        fleets.fleet("serve", folder, database, redis_url, sim.url) as running,
+        fleets.fleet("serve", folder, (database, redis_url), sim.url) as running,
     ):
-        running.sim = sim
-        running.keys = trio.run(_keys, database)
-        yield running
+        yield Site(running.base_url, sim, trio.run(_keys, database))
 
 
 async def _keys(database):
@@ -80,7 +89,7 @@ def sdk(site):
     opened = []
 
     def make(name="open", key=None, **options):
-        attempts = []
+        attempts: list[Any] = []
         http = openai.DefaultHttpxClient(event_hooks={"request": [attempts.append]})
         client = openai.OpenAI(
             base_url=f"{site.base_url}/v1",
@@ -88,7 +97,7 @@ def sdk(site):
             http_client=http,
             **options,
         )
-        client.attempts = attempts
+        client.attempts = attempts  # type: ignore[attr-defined]
         opened.append(client)
         return client
 
@@ -420,7 +429,7 @@ def test_ollama_generates_whole_and_streamed(native):
     parts = list(client.generate(model="llama3.2", prompt="one two", stream=True))
     assert "".join(part.response for part in parts) == "Echo: one two"
     shaped = client.generate(model="llama3.2", prompt="who", format=Person.model_json_schema())
-    assert Person.model_validate_json(shaped.response)
+    assert Person.model_validate_json(shaped.response).name
 
 
 def test_ollama_embeds_both_ways(native):
@@ -456,7 +465,7 @@ def test_ollama_async_client_streams(site):
         client = ollama.AsyncClient(host=site.base_url, headers=headers)
         try:
             parts = await client.chat(model="llama3.2", messages=HELLO, stream=True)
-            return "".join([part.message.content async for part in parts])
+            return "".join([part.message.content or "" async for part in parts])
         finally:
             await client._client.aclose()
 

@@ -59,7 +59,7 @@ async def test_ambiguous_framing_is_refused_and_the_connection_closed(world):
         assert said.count(b"HTTP/1.1 ") <= 1
         assert world.sim.started == 0
         assert not world.sim.management
-        assert await serves(world)
+    assert await serves(world)
 
 
 async def test_content_length_that_only_repeats_itself_is_one_length(world):
@@ -88,7 +88,7 @@ async def test_malformed_chunks_never_reach_upstream(world):
                 answer = await client.answer()
                 assert answer.status in {400, 431}
         assert world.sim.started == 0
-        assert await serves(world)
+    assert await serves(world)
 
 
 async def test_a_chunked_body_with_extensions_and_trailers_is_read(world):
@@ -218,6 +218,24 @@ async def test_a_body_over_the_limit_is_413(database, redis_url, chunked):
         answer = await world.client.post("/api/chat", content=fits, headers=world.auth())
         assert answer.status_code == 200
         assert world.sim.started == 1
+
+
+async def test_a_refusal_is_heard_although_the_body_was_not_wanted(world):
+    """A caller that is still sending gets its answer whole, and then the connection's end."""
+    for line, headers, status in (
+        ("POST /api/pull", world.auth(), 403),
+        ("DELETE /api/chat", world.auth(), 405),
+        (CHAT, {}, 401),
+        (CHAT, world.auth() | {"Content-Encoding": "gzip"}, 415),
+    ):
+        async with raw_http.connect(world.port) as client:
+            length = {"Content-Length": str(4_000_000)}
+            await client.send(raw_http.request(line, headers | length))
+            for _ in range(40):
+                await client.send(b"x" * 100_000)
+            answer = await client.answer()
+            assert answer.status == status
+            assert "error" in answer.json()
 
 
 async def test_a_huge_announced_body_is_refused_without_reading_it(world):
@@ -359,8 +377,9 @@ async def test_the_host_header_decides_nothing(world):
     """Whatever it says, the same routes answer alike, or the request is 400."""
     for host in HOSTS:
         async with raw_http.connect(world.port) as client:
-            head = f"GET /api/version HTTP/1.1\r\nHost: {host}\r\nx-api-key: {world.key['key']}\r\n\r\n"
-            await client.send(head.encode("latin-1"))
+            key = f"x-api-key: {world.key['key']}\r\n\r\n"
+            head = f"GET /api/version HTTP/1.1\r\nHost: {host}\r\n"
+            await client.send((head + key).encode("latin-1"))
             answer = await client.answer()
             assert answer.status in {200, 400}
             assert answer.header("location") is None

@@ -79,7 +79,7 @@ class Site:
         assert state["open"] == 0
         async with office(self.stores.database_url) as desk:
             rows = await desk.settled(key, state["started"], 20)
-        await books_agree(*self.stores)
+        await books_agree(self.stores)
         assert len({row["request_id"] for row in rows}) == len(rows)
         assert None not in {row["charged_tokens"] for row in rows}
         return rows
@@ -94,7 +94,7 @@ def site(tmp_path_factory) -> Iterator[Site]:
         contextlib.ExitStack() as running,
     ):
         upgrade(pair.database_url)
-        start = partial(fleets.fleet, "serve", folder, *pair, sim.url, **SETTINGS)
+        start = partial(fleets.fleet, "serve", folder, tuple(pair), sim.url, **SETTINGS)
         yield Site(pair, sim, lambda: running.enter_context(start()))
 
 
@@ -125,9 +125,7 @@ async def test_a_killed_worker_is_replaced_and_its_calls_are_found_lost(site):
     async with trio.open_nursery() as nursery:
         calls = await spread(nursery, site.fleet, key)
         # until the first renewal has carried the counts
-        with trio.fail_after(10):
-            while min(len(call.lines) for call in calls) < 1.2 / GAP:
-                await trio.sleep(GAP)
+        await until(lambda: min(len(call.lines) for call in calls) >= 1.2 / GAP)
         victim = max(site.fleet.loads().items(), key=lambda item: item[1])[0]
         seen = sorted(len(call.lines) for call in calls)
         os.kill(victim, signal.SIGKILL)

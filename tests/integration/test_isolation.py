@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import httpx
 import orjson
@@ -227,7 +228,7 @@ async def traces(world):
 @pytest.mark.parametrize("kind", ["served", "died", "hung up", "bug"])
 async def test_prompts_keys_and_headers_leave_no_trace(database, redis_url, capfd, kind):
     """Neither a log line at the debug level nor any table holds a word of what was sent."""
-    transport = Prying() if kind == "bug" else None
+    transport: Any = Prying() if kind == "bug" else None
     async with open_world(database, redis_url, log_level="debug", transport=transport) as world:
         if kind == "died":
             world.sim.play(Script(ending="die", tokens=5, after=2))
@@ -263,7 +264,7 @@ async def test_another_address_on_the_loopback_cannot_say_who_it_is(world):
         headers = {"X-Forwarded-For": "203.0.113.9", "Forwarded": "for=203.0.113.9"}
         await client.send(raw_http.request("GET /api/pull", headers))
         assert (await client.answer()).status == 403
-    rows = []
+    rows: list[dict[str, Any]] = []
     with trio.fail_after(1):
         while not rows:
             rows = await world.rows("SELECT client FROM gateway.audit_log")

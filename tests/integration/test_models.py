@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -72,7 +73,7 @@ def calls(model):
 
 async def every_answer(world, model, key=None):
     """Call every route with a model; return for each dialect the set of what came back."""
-    found = {"native": set(), "openai": set()}
+    found: dict[str, set[Any]] = {"native": set(), "openai": set()}
     for path, body in calls(model):
         answer = await world.post(path, body, key)
         dialect = "openai" if path.startswith("/v1") else "native"
@@ -303,7 +304,7 @@ async def test_a_catalogue_that_is_lost_denies_until_it_is_found_again(world):
 
 async def test_a_catalogue_expires_when_upstream_cannot_be_asked(database, redis_url):
     """After DISCOVERY_TTL without a look nothing is allowed any more."""
-    settings = {"discovery_interval": 0.2, "discovery_ttl": 0.8}
+    settings: Any = {"discovery_interval": 0.2, "discovery_ttl": 0.8}
     async with open_world(database, redis_url, models=STOCK, **settings) as world:
         assert not await denied(world)
         world.sim.play(Script(path="/api/tags", status=500))

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -155,7 +156,7 @@ async def test_the_audit_log_knows_the_real_client(front):
         spoofed = {"X-Forwarded-For": "203.0.113.9, 127.0.0.1", "X-Real-IP": "203.0.113.9"}
         await client.send(raw_http.request("GET /api/pull", spoofed))
         assert (await client.answer()).status == 403
-    rows = []
+    rows: list[dict[str, Any]] = []
     with trio.fail_after(1):
         while not rows:
             rows = await front.world.rows("SELECT client, path FROM gateway.audit_log")

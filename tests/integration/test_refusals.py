@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 import trio
@@ -92,7 +93,7 @@ async def test_every_unhonoured_key_gets_the_same_bytes(world):
     unhonoured = await refused_keys(world)
     for line in ROUTES:
         body = BODY if line.startswith("POST") else None
-        seen = {}
+        seen: dict[str, list[str]] = {}
         for reason, key in unhonoured.items():
             headers = {} if key is None else {"Authorization": f"Bearer {key}"}
             answer = await raw_http.ask(world.port, line, headers, body)
@@ -124,7 +125,7 @@ async def test_an_unproven_refusal_names_nobody_in_the_audit_log(world):
     """A wrong secret must not put its guess into the books of the key's tenant."""
     key = forged(await secret_of(world), world.key["public_id"])
     await world.client.get("/api/tags", headers={"x-api-key": key})
-    rows = []
+    rows: list[dict[str, Any]] = []
     with trio.fail_after(1):
         while not rows:
             rows = await world.rows("SELECT code, tenant_id, key_id FROM gateway.audit_log")

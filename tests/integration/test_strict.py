@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import orjson
 import pytest
 
@@ -140,7 +142,7 @@ OPTIONS = {
     "x_unknown": 1,
 }
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "keep_alive": "5m"}
-SENT = {
+SENT: dict[str, dict[str, Any]] = {
     "/api/chat": CHAT | {"stream": True, "options": {"seed": 4, "num_predict": 7}},
     "/api/generate": {
         "model": MODEL,

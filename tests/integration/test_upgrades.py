@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import h2.config
 import h2.connection
@@ -108,7 +109,7 @@ async def test_no_path_takes_a_websocket(world, path):
     assert answer.header("x-request-id")
     error = answer.json()["error"]
     assert error["code"] == "endpoint_not_allowed" if path.startswith("/v1") else error
-    rows = []
+    rows: list[dict[str, Any]] = []
     with trio.fail_after(1):
         while not rows:
             rows = await world.rows("SELECT code, path, count FROM gateway.audit_log")
@@ -171,7 +172,7 @@ async def test_leaving_over_http2_stops_the_gpu(world, way):
     assert row["outcome"] == "aborted"
 
 
-MALFORMED = (
+MALFORMED: Any = (
     ("GET", "/api/t\xe4gs", []),
     ("GET", "", []),
     ("GET", None, []),

@@ -11,6 +11,7 @@ The seam is the name under which hypercorn's worker finds the class of a connect
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import hypercorn.trio.run
@@ -21,10 +22,50 @@ from hypercorn.trio.tcp_server import TCPServer
 
 if TYPE_CHECKING:
     from hypercorn.events import Event
+    from hypercorn.trio.task_group import TaskGroup
 
 LINGER = 1.0  # seconds from the close of a connection to the end of its tasks
 
 log = structlog.get_logger()
+
+
+class IdleTimer:
+    """Closes a connection that has been idle for too long, or when the server stops.
+
+    Hypercorn's own starts a task whenever a connection falls idle and cancels it at the next
+    request, which is a good part of what a small answer costs; this is one task for all.
+    """
+
+    def __init__(self, server: ContainedServer) -> None:
+        """Begin when first told to `restart`."""
+        self._server = server
+        self._scope = trio.CancelScope()
+        self._idle = self._begun = False
+
+    async def restart(self, task_group: TaskGroup, _: Any) -> None:
+        """Note that the connection is idle from now on."""
+        self._idle = True
+        self._scope.deadline = trio.current_time() + self._server.config.keep_alive_timeout
+        if not self._begun:
+            self._begun = True
+            task_group.spawn(self._wait)
+
+    async def stop(self) -> None:
+        """Note that it is in use."""
+        self._idle = False
+        self._scope.deadline = math.inf
+
+    async def _wait(self) -> None:
+        stopping = False
+        while not stopping:
+            with self._scope:
+                await self._server.context.terminated.wait()
+                stopping = True  # a request under way ends its connection itself
+            if self._idle:
+                with trio.CancelScope(shield=True):
+                    await self._server._initiate_server_close()  # noqa: SLF001 - it is ours
+                return
+            self._scope = trio.CancelScope()
 
 
 class ContainedServer(TCPServer):
@@ -35,6 +76,7 @@ class ContainedServer(TCPServer):
         super().__init__(*args)
         self._life = trio.CancelScope()
         self._gathered: list[bytes] | None = None
+        self.idle_task = IdleTimer(self)  # type: ignore[assignment]
 
     async def run(self) -> None:
         """Serve until the connection is over; only Cancelled is raised."""

@@ -93,5 +93,5 @@ async def serve_admin(
     async with trio.open_nursery() as nursery:
         app = create_admin(seat.token_sha256)
         never = trio.sleep_forever
-        await nursery.start(partial(serve, app, config, shutdown_trigger=never, mode="asgi"))  # type: ignore[arg-type]
+        await nursery.start(partial(serve, app, config, shutdown_trigger=never, mode="asgi"))
         task_status.started()

@@ -91,7 +91,7 @@ async def _render_bug(error: Exception) -> Response:
 async def _finish(response: Response) -> Response:
     asked = cast("Request", request)
     response.headers["x-request-id"] = asked.request_id
-    response.headers.update(
-        cast("GatewayApp", current_app).gateway.cors.headers(asked.headers.get("origin"))
-    )
+    if (origin := asked.headers.get("origin")) is not None:
+        cors = cast("GatewayApp", current_app).gateway.cors
+        response.headers.update(cors.headers(origin))
     return response

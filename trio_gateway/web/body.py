@@ -18,7 +18,7 @@ async def read_body(asked: Request) -> bytes:
         if name == b"content-encoding":
             raise UnsupportedMedia
     try:
-        return await asked.get_data(cache=False)  # type: ignore[no-any-return]
+        return await asked.get_data(cache=False, as_text=False, parse_form_data=False)
     except RequestEntityTooLarge:
         raise CallTooLarge from None
     except RequestTimeout:

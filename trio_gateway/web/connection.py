@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from trio_gateway.core.errors import GatewayError
     from trio_gateway.services.live import Leash
 
-MOST_PATH = 2048
+TAKE_IN = 1.0  # seconds for the rest of a body that nobody wants
 
 
 class Request(TrioRequest):
@@ -38,7 +38,9 @@ class Request(TrioRequest):
     client: str | None
     leash: Leash | None
     socket_stream: trio.SocketStream | None
-    answered: bool = False  # the last of the answer is on its way
+    received: trio.Event  # set when the body is there, all of it
+    began: bool = False  # the answer is on its way,
+    answered: bool = False  # and its end
 
     def reset_client(self) -> None:
         """Cut off a client that takes no bytes."""
@@ -73,16 +75,16 @@ class Connection(TrioASGIHTTPConnection):
         preflight = gateway.cors.preflight(scope) if methods(raw_path) else None
         if preflight is not None:
             pairs = [*preflight, (b"x-request-id", request_id.encode())]
-            await _answer(send, 204, b"", pairs)
+            await _answer(receive, send, 204, b"", pairs)
             return
         refusal = screen(scope, raw_path)
         if refusal is not None:
-            await _refuse(self.app, scope, send, refusal)
+            await _refuse(self.app, scope, receive, send, refusal)
             return
         request: Request = self._create_request_from_scope(send)  # type: ignore[assignment]
         request.request_id, request.raw_path, request.leash = request_id, raw_path, None
         request.client = gateway.client_of(scope)
-        request.socket_stream = socket_of(send)
+        request.socket_stream, request.received = socket_of(send), trio.Event()
         self._gather = getattr(server_of(send), "gather", None)
         with ExitStack() as stack:
             request.stack = stack
@@ -108,9 +110,16 @@ class Connection(TrioASGIHTTPConnection):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": whole.data, "more_body": False})
 
-    async def handle_messages(self, nursery: trio.Nursery, request: Any, receive: Any) -> None:
+    async def handle_messages(  # type: ignore[override]  # as Quart-Trio itself has it
+        self, nursery: trio.Nursery, request: Any, receive: Any
+    ) -> None:
         """Feed the body; the end of the messages is the client's hang-up."""
-        await super(TrioASGIHTTPConnection, self).handle_messages(request, receive)
+        while (message := await receive())["type"] == "http.request":
+            if not request.began:  # nobody reads what comes later
+                request.body.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                request.body.set_complete()
+                request.received.set()
         if request.answered:
             # Hypercorn says this at the end of every answer, while it is busy closing the
             # connection or getting it ready for the next request: a cancel would undo that.
@@ -120,8 +129,21 @@ class Connection(TrioASGIHTTPConnection):
 
 
 def _noting(send: Any, request: Request) -> Any:
+    """Note how far the answer is, and end it when the request has been taken in.
+
+    A connection closed on bytes that nobody read is reset, and an answer that is still on its
+    way, such as a 413, is lost.
+    """
+
     async def noted(message: Any) -> None:
-        if not message.get("more_body", True):
+        if message["type"] == "http.response.start":
+            request.began = True
+        elif not message.get("more_body", False):
+            if not request.received.is_set():
+                await send(message | {"more_body": True})
+                message = message | {"body": b""}
+                with trio.move_on_after(TAKE_IN):
+                    await request.received.wait()
             request.answered = True
         await send(message)
 
@@ -133,12 +155,13 @@ class Handshake(TrioASGIWebsocketConnection):
 
     async def __call__(self, receive: Any, send: Any) -> None:
         """Refuse."""
-        del receive
         scope: dict[str, Any] = {**self.scope, "method": "GET"}
-        await _refuse(self.app, scope, send, EndpointNotAllowed())
+        await _refuse(self.app, scope, receive, send, EndpointNotAllowed())
 
 
-async def _refuse(app: Any, scope: dict[str, Any], send: Any, error: GatewayError) -> None:
+async def _refuse(
+    app: Any, scope: dict[str, Any], receive: Any, send: Any, error: GatewayError
+) -> None:
     """Answer before anything of the request is looked at."""
     raw_path, request_id = scope["raw_path"].decode("latin-1"), new_request_id()
     client = app.gateway.client_of(scope)
@@ -150,12 +173,22 @@ async def _refuse(app: Any, scope: dict[str, Any], send: Any, error: GatewayErro
         headers["connection"] = "close"
     pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
     prefix = "" if scope["type"] == "http" else "websocket."
-    await _answer(send, error.status, body, pairs, prefix)
+    await _answer(receive, send, error.status, body, pairs, prefix)
 
 
 async def _answer(
-    send: Any, status: int, body: bytes, headers: list[tuple[bytes, bytes]], prefix: str = ""
+    receive: Any,
+    send: Any,
+    status: int,
+    body: bytes,
+    headers: list[tuple[bytes, bytes]],
+    prefix: str = "",
 ) -> None:
     """Send a whole answer; `prefix` is `websocket.` where a handshake is refused."""
+    kind = f"{prefix}http.response.body"
     await send({"type": f"{prefix}http.response.start", "status": status, "headers": headers})
-    await send({"type": f"{prefix}http.response.body", "body": body, "more_body": False})
+    await send({"type": kind, "body": body, "more_body": True})
+    with trio.move_on_after(TAKE_IN):
+        while (await receive()).get("more_body", False):
+            pass
+    await send({"type": kind, "body": b"", "more_body": False})

@@ -11,10 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from ipaddress import IPv4Network, IPv6Network
 
-Headers = list[tuple[bytes, bytes]]
 
-
-def presented_key(headers: Headers) -> str | None:
+def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     """Return the key's text, None where there is none; two that disagree are none.
 
     Duplicate fields were refused before. Raises Unauthenticated.
@@ -49,7 +47,7 @@ def client_address(
 
     X-Forwarded-For is walked from the right, past trusted proxies, to the first other one.
     """
-    peer = (scope.get("client") or [None])[0]
+    peer: str | None = (scope.get("client") or [None])[0]
     if not trusted or not _is_trusted(peer, trusted):
         return peer
     forwarded = b",".join(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 GROUP = 200  # rows in one transaction
-LINGER_EACH = 0.002  # seconds to wait for company, for each other call under way
+LINGER_EACH = 0.004  # seconds to wait for company, for each other call under way
 LINGER_MOST = 0.025
 RETRY = 0.5  # seconds between attempts while PostgreSQL is away
 
@@ -36,8 +36,7 @@ class LedgerWriter:
         settle: Callable[[Sequence[LedgerRow]], Awaitable[None]],
         others: Callable[[], int],
     ) -> None:
-        """`settle` gets the stored rows; `others` says how many calls are under way whose
-        rows are not here yet."""
+        """`settle` gets the stored rows; `others` counts the live calls that have no row yet."""
         self._ledger = ledger
         self._settle = settle
         self._others = others

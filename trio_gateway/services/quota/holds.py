@@ -31,6 +31,7 @@ class Hold:
     prompt: int = 0
     output: int = 0
     renewals: int = 0
+    reconnected: bool = False  # since the last renewal
     final: LedgerRow | None = None
     swept: Callable[[], None] = field(default=lambda: None)
 

@@ -207,12 +207,16 @@ class Quota:
     async def renewed(self, holds: Sequence[Hold], renewal: Pending) -> list[str]:
         """Await a renewal; return the ids of the holds that may have been swept before it.
 
-        Those were gone and had to be put back, or had not been renewed for a whole lease.
+        Those were gone and had to be put back, had not been renewed for a whole lease, or come
+        from before the last connect: a renewal not answered may have put them back, or a server
+        rolled back. Raises StoreUnavailable.
         """
         doubtful = [rid.decode() for rid in await self._redis.answer(renewal)]
         for hold in holds:
-            if renewal.sent_at - hold.renewed_at > self.lease_us / 1_000_000:
+            late = renewal.sent_at - hold.renewed_at > self.lease_us / 1_000_000
+            if late or hold.reconnected:
                 doubtful.append(hold.request_id)
+            hold.reconnected = False
             # When it was sent: this worker may have stood still before it read the answer.
             hold.renewed_at = max(hold.renewed_at, renewal.sent_at)
         return doubtful

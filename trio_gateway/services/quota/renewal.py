@@ -45,7 +45,7 @@ class Renewals:
         self._rows = rows
         self._interval = interval
         self._connected_at = -1.0
-        self._put_back: dict[str, Hold] = {}  # still to be looked up in the ledger
+        self._doubtful: dict[str, Hold] = {}  # perhaps swept: to be looked up
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Renew for ever; a store that is away is tried again at the next beat."""
@@ -64,10 +64,12 @@ class Renewals:
             # What was announced may have been lost with the connection, or with the data.
             self._quota.forget_announcements()
             self._connected_at = self._redis.connected_at
+            for hold in self._quota.live.values():
+                hold.reconnected = True
         await self._renew()
         if self._quota.unsettled:
             await self._quota.settle(list(self._quota.unsettled.values()))
-        if self._put_back:
+        if self._doubtful:
             await self._look_up()
         if self._quota.doubtful:
             await self._resolve()
@@ -81,18 +83,21 @@ class Renewals:
         # All are sent before the first answer is awaited: one round trip carries them.
         sent = [(holds, self._quota.send_renewal(holds)) for holds in tenants.values()]
         for holds, renewal in sent:
-            back = set(await self._quota.renewed(holds, renewal))
-            self._put_back |= {hold.request_id: hold for hold in holds if hold.request_id in back}
+            ids = set(await self._quota.renewed(holds, renewal))
+            self._doubtful |= {hold.request_id: hold for hold in holds if hold.request_id in ids}
 
     async def _look_up(self) -> None:
-        log.warning("holds_put_back", count=len(self._put_back))
+        log.warning("holds_in_doubt", count=len(self._doubtful))
         self._quota.forget_announcements()
-        stored = await self._rows.find(list(self._put_back))
+        stored = await self._rows.find(list(self._doubtful))
         for request_id, row in stored.items():
-            # Swept while this worker stood still: the account is closed.
-            self._put_back[request_id].swept()
-            await self._quota.settle([row])
-        self._put_back.clear()
+            hold = self._doubtful[request_id]
+            # Swept while this worker stood still: the account is closed. A call that is over
+            # has its own row under way, or this is it.
+            if hold.final is None:
+                hold.swept()
+                await self._quota.settle([row])
+        self._doubtful.clear()
 
     async def _resolve(self) -> None:
         """Close the accounts of calls that were refused because Redis did not answer."""
