@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trio_gateway.clients.bridge import open_bridge
-from trio_gateway.clients.postgres import open_postgres
+from trio_gateway.clients.postgres import NotMigrated, open_postgres
+from trio_gateway.clients.schema import SCHEMA_VERSION
 from trio_gateway.core.keys import last4, new_key
 from trio_gateway.services.account_rows import find_tenant, insert, new_id, shown, write_event
 from trio_gateway.services.secrets import Secrets
@@ -34,6 +35,22 @@ async def first_key(database_url: str) -> tuple[str, str | None]:
         key = new_key(secret)
         encoded = await Secrets().hash(key.secret)
         return await postgres.transact(_first, key, encoded)
+
+
+async def is_current(database_url: str) -> bool:
+    """Tell whether the schema is this release's; if so, see to the coming partitions.
+
+    Cheaper than to load the migrations and find nothing to do. Raises StoreUnavailable.
+    """
+    async with open_bridge() as bridge, open_postgres(bridge, database_url, size=1) as postgres:
+        try:
+            found = await postgres.fetch_one("SELECT version_num FROM gateway.alembic_version")
+        except NotMigrated:
+            return False
+        if found is None or found["version_num"] != SCHEMA_VERSION:
+            return False
+        await postgres.fetch("SELECT gateway.ensure_partitions()")
+        return True
 
 
 async def _oldest(connection: Connection) -> str | None:

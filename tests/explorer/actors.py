@@ -193,5 +193,8 @@ def sweeper_steps(protocol: Protocol, world: World, at: int) -> Steps:
         after = protocol.settle(world, sweep.call, sweep.amount)
         yield f"sweeper settle {rid(sweep.call)}", moved(after, Sweep())
         if "sweeper" in protocol.scenario.faults and world.faults:
-            dead = moved(world, Sweep())._replace(faults=world.faults - 1, sweeper_killed=True)
+            # A worker that has asked the ledger by now will not ask again.
+            call = world.calls[sweep.call]
+            unseen = call.worker == "up" and not call.gap
+            dead = moved(world, Sweep())._replace(faults=world.faults - 1, unseen=unseen)
             yield "SWEEPER KILLED", dead

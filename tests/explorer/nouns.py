@@ -60,7 +60,7 @@ class World(NamedTuple):
     faults: int = 0  # still allowed
     lost: bool = False  # Redis lost data
     left_alone: bool = False  # a hold was: its worker died, stood still, or had not heard of it
-    sweeper_killed: bool = False
+    unseen: bool = False  # a row written by a sweeper that died, after its worker had looked
 
     def with_call(self, i: int, **changes: Any) -> World:
         """Return the world with one call changed."""

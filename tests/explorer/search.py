@@ -139,10 +139,11 @@ def _excused(protocol: Protocol, world: World) -> bool:
 def _runs_on_closed_account(protocol: Protocol, world: World, i: int, call: Call) -> bool:
     """Whether nobody will cut a call that is paid for already.
 
-    A sweeper that dies between row and settle may leave one; its account is right all the same.
+    A sweeper that dies between row and settle may leave one, where it had found the hold just
+    before the worker went on; the account is right all the same.
     """
     runs = call.at == "running" and call.worker == "up" and world.rows[i] != NONE
-    if not runs or world.sweeper_killed:
+    if not runs or world.unseen:
         return False
     will_look = call.beat or call.gap or (call.live and rid(i) not in protocol.holds(world))
     swept_now = any(sweep.at == "settle" and sweep.call == i for sweep in world.sweeps)
@@ -167,9 +168,10 @@ def _counters(protocol: Protocol, world: World) -> str | None:
 
 def _on_the_way(world: World, holds: Mapping[str, str]) -> list[str]:
     """Name the calls whose row is written, whose hold was lost, and whose settle is yet to come."""
-    settling = [i for i, call in enumerate(world.calls) if "settle" in (call.at, call.beat)]
+    calls = enumerate(world.calls)
+    settling = [i for i, c in calls if c.at in ("row", "settle") or c.beat == "settle"]
     settling += [sweep.call for sweep in world.sweeps if sweep.at == "settle"]
-    return [rid(i) for i in set(settling) if rid(i) not in holds]
+    return [rid(i) for i in set(settling) if world.rows[i] != NONE and rid(i) not in holds]
 
 
 def _some(names: list[str]) -> Iterator[tuple[str, ...]]:

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from tests import raw_http
+from tests.integration.spellings import SPELLINGS, STRANGERS
 from tests.world import open_world
 from trio_gateway.services.catalog import _key as catalog_key
 from trio_gateway.simulator.script import Script
@@ -134,59 +135,6 @@ async def test_an_opted_in_tenant_uses_cloud_models_by_their_own_names(world):
     tags = await world.get("/api/tags", issued)
     assert b"ollama.com" not in tags.content
     assert b"remote" not in tags.content
-
-
-SPELLINGS = {
-    "llama3": "llama3:latest",
-    "LLAMA3": "llama3:latest",
-    "llama3:LATEST": "llama3:latest",
-    "llama3:latest": "llama3:latest",
-    "library/llama3": "llama3:latest",
-    "registry.ollama.ai/library/llama3:latest": "llama3:latest",
-    "Registry.Ollama.AI/Library/Llama3": "llama3:latest",
-    "https://registry.ollama.ai/library/llama3:8b": "llama3:8b",
-    " llama3 ": "llama3:latest",
-    "\u00a0llama3\u3000": "llama3:latest",
-    "\u0085llama3\n": "llama3:latest",
-    "llama3:local": "llama3:latest",
-    "llama3:8b:local": "llama3:8b",
-    "team/mixed-case:q4": "team/mixed-case:q4",
-    "Team/Mixed-Case:Q4": "team/mixed-case:q4",
-}
-STRANGERS = (
-    "http://evil:80/library/llama3",
-    "evil.com/library/llama3",
-    "evil.com:443/library/llama3:latest",
-    "ftp://registry.ollama.ai/library/llama3",
-    "llama3:cloud",
-    "llama3:8b-Cloud",
-    "llama3:CLOUD",
-    "llama3@sha256:" + "0" * 64,
-    "sha256:" + "0" * 64,
-    "../llama3",
-    "library/../llama3",
-    "./llama3",
-    "/llama3",
-    "//llama3",
-    "llama3/",
-    "llama3:",
-    ":latest",
-    "llama3:latest:latest",
-    "llama3%00",
-    "llama3\x00",
-    "llama3\x1f",
-    "l\u200blama3",
-    "ll\u0430ma3",
-    "llama\uff13",
-    "llama3\uff1alatest",
-    "other/llama3",
-    "x" * 10_000,
-    "llama3 llama3",
-    "llama3\nqwen3",
-    "*",
-    "%",
-    "llama_",
-)
 
 
 async def test_harmless_spellings_of_an_allowed_model_resolve(world):

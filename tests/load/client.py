@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -110,25 +111,23 @@ async def streams(port: int, request: bytes, *, count: int) -> Sample:
     return sample
 
 
-def watched(make: Callable[[], object], look: Callable[[], float]) -> tuple[Sample, float]:
+def watched(
+    make: Callable[[], Coroutine[Any, Any, Sample]], look: Callable[[], float]
+) -> tuple[Sample, float]:
     """Run one of the above; return with it the most that `look` saw, twice a second."""
     most = look()
 
     async def both() -> Sample:
         nonlocal most
-        task = asyncio.ensure_future(make())  # type: ignore[arg-type]
+        task = asyncio.create_task(make())
         while not task.done():
             await asyncio.wait([task], timeout=0.5)
             most = max(most, look())
-        result = task.result()
-        assert isinstance(result, Sample)
-        return result
+        return task.result()
 
     return asyncio.run(both()), most
 
 
-def run(make: Callable[[], object]) -> Sample:
+def run(make: Callable[[], Coroutine[Any, Any, Sample]]) -> Sample:
     """Run one of the above outside asyncio."""
-    result = asyncio.run(make())  # type: ignore[arg-type]
-    assert isinstance(result, Sample)
-    return result
+    return asyncio.run(make())

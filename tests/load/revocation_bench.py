@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.load import client, targets
-from trio_gateway.bootstrap import read_installation_secret
 from trio_gateway.clients.bridge import open_bridge
 from trio_gateway.clients.postgres import connect, open_postgres
 from trio_gateway.services.keyring import Keyring
+from trio_gateway.services.tenant_rows import read_installation_secret
 
 REVOKE = "INSERT INTO gateway.revocations (key_id, reason) VALUES ($1, 'bench')"
 PAUSE = 0.002  # seconds between two tries with the key

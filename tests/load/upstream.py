@@ -55,6 +55,7 @@ class Server(asyncio.Protocol):
     gap = 0.02
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         self.buffer = b""
         self.task: asyncio.Task[None] | None = None

@@ -2,7 +2,7 @@
 
 import trio
 
-from trio_gateway.bootstrap import first_key
+from trio_gateway.bootstrap import first_key, is_current
 from trio_gateway.services.accounts import Accounts
 from trio_gateway.services.tenant_rows import read_installation_secret
 from trio_gateway.services.tenants import Tenants
@@ -44,3 +44,12 @@ async def test_an_installation_with_tenants_is_left_alone(database, postgres):
     with trio.fail_after(LIMIT):
         await Accounts(postgres, "test").create("acme", {})
         assert await first_key(database) == ("acme", None)
+
+
+async def test_a_database_is_current_only_at_this_release(stores, database, postgres):
+    """Neither one that was never migrated nor one of another version is; nor is it touched."""
+    with trio.fail_after(LIMIT):
+        assert await is_current(database)
+        assert not await is_current(stores.database_url)
+        await postgres.fetch("UPDATE gateway.alembic_version SET version_num = '0000'")
+        assert not await is_current(database)

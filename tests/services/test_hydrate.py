@@ -138,6 +138,20 @@ async def test_nobody_is_admitted_while_the_epoch_is_young(books, redis_url):
         await worker.quota.reserve(ask(principal))
 
 
+async def test_data_lost_during_a_hydrate_makes_a_young_epoch(worker, redis_url):
+    """The epoch is asked after each first step: no live hold may be missing from what follows."""
+    principal = caller(TOTAL)
+
+    async def lose_everything():
+        empty(redis_url)
+
+    paused: Any = Paused(worker.postgres, lose_everything)
+    with pytest.raises(StoreUnavailable):
+        await Hydrator(worker.redis, paused, 1).warm(principal.tenant.id, NEEDED)
+    assert paused.snapshots == 1
+    assert not await worker.warm(principal)
+
+
 async def test_a_long_wait_is_told_in_full(books, redis_url):
     """`retry_after` is what remains, and never less than a second."""
     empty(redis_url)

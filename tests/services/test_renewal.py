@@ -129,6 +129,58 @@ async def test_a_hold_put_back_is_looked_up_as_soon_as_postgres_answers(books, r
         assert cuts == [hold.request_id]
 
 
+async def swept_and_back(worker, principal):
+    """Reserve a call whose row is written elsewhere and whose hold is there all the same."""
+    hold, _ = await worker.quota.reserve(ask(principal, 10, 90))
+    await worker.ledger.write([row_of(hold, 10)])
+    cuts = []
+    hold.swept = lambda: cuts.append(hold.request_id)
+    await worker.renewals.beat()
+    return hold, cuts
+
+
+async def test_a_hold_not_renewed_for_a_lease_is_looked_up(worker):
+    """It may have been swept and put back without this worker's hearing of it."""
+    await worker.renewals.beat()
+    hold, cuts = await swept_and_back(worker, caller(TOTAL))
+    assert cuts == []
+    hold.renewed_at -= 15.5
+    await worker.renewals.beat()
+    assert cuts == [hold.request_id]
+
+
+async def test_after_a_reconnect_every_hold_is_looked_up(books, redis_url):
+    """A renewal may have gone unanswered, or the server been rolled back to before a settle."""
+    async with open_door(redis_url) as door, open_worker(books, door.url) as worker:
+        await worker.renewals.beat()
+        hold, cuts = await swept_and_back(worker, caller(TOTAL))
+        assert cuts == []
+        door.cut()
+        await worker.connected(wanted=False)
+        await worker.connected()
+        await worker.renewals.beat()
+        assert cuts == [hold.request_id]
+
+
+async def test_a_call_whose_account_is_being_closed_is_not_marked(worker):
+    """A look-up found its row; the settle is on its way, and the hold still there."""
+    hold, _ = await worker.quota.reserve(ask(caller(TOTAL), dispatched=False))
+    del worker.quota.live[hold.request_id]
+    with pytest.raises(StoreUnavailable):
+        await worker.quota.mark_dispatched(hold)
+
+
+async def test_a_call_that_is_over_is_not_cut_by_its_own_row(worker, redis_url):
+    """Its hold was put back while its row was under way: the writer settles, nobody else."""
+    await worker.renewals.beat()
+    hold, cuts = await swept_and_back(worker, caller(TOTAL))
+    empty(redis_url)
+    hold.phase, hold.final = "final", row_of(hold, 10)
+    await worker.renewals.beat()
+    assert cuts == []
+    assert hold.request_id in worker.quota.live
+
+
 async def doubtful(worker, door, principal, **wanted):
     """Reserve a call whose answer never comes."""
     call = ask(principal, 10, 90, **wanted)

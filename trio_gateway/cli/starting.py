@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from trio_gateway import datadir
-from trio_gateway.bootstrap import first_key
+from trio_gateway.bootstrap import first_key, is_current
+from trio_gateway.clients.schema import SCHEMA_VERSION
 from trio_gateway.installation import Hooks
 from trio_gateway.quickstart import QuickstartOptions, ServeOptions, run, serve_installation
-from trio_gateway.web.admin import serve_admin
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from trio_gateway.installation import Admin, Seat
 
 
 def _first_key(database_url: str) -> tuple[str, str | None]:
@@ -22,13 +24,27 @@ def _first_key(database_url: str) -> tuple[str, str | None]:
 
 
 def _upgrade(database_url: str) -> str:
-    # The migrations load most of a second's worth of code, while the stores start.
+    if trio.run(is_current, database_url):
+        return SCHEMA_VERSION
+    # alembic and SQLAlchemy take a second to import, which is for the first start to pay
     from trio_gateway.migrate import upgrade  # noqa: PLC0415
 
     return upgrade(database_url)
 
 
-HOOKS = Hooks(upgrade=_upgrade, first_key=_first_key, admin=serve_admin)
+def _import_admin() -> Admin:
+    # Quart takes half a second to import, by which the workers would start later
+    from trio_gateway.web.admin import serve_admin  # noqa: PLC0415
+
+    return serve_admin
+
+
+async def _admin(seat: Seat, *, task_status: trio.TaskStatus[None]) -> None:
+    serve_admin = await trio.to_thread.run_sync(_import_admin)
+    await serve_admin(seat, task_status=task_status)
+
+
+HOOKS = Hooks(upgrade=_upgrade, first_key=_first_key, admin=_admin)
 
 
 def quickstart(*, as_json: bool, data_dir: Path | None, **options: Any) -> int:

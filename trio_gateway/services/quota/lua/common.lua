@@ -52,15 +52,17 @@ end
 -- Add to every counter that exists for this hold's scopes and periods; one that does not exist
 -- is not needed by anybody, or makes its tenant hydrate.
 local function adjust(hold, held, spent)
+  local names = {}
   for _, scope in ipairs({ 't', 'k:' .. hold.key }) do
-    for _, period in ipairs(periods(hold.day)) do
-      local field = 'h|' .. scope .. '|' .. period
-      if redis.call('HEXISTS', KEYS[2], field) == 1 then
-        redis.call('HINCRBY', KEYS[2], field, int(held))
-        if spent ~= 0 then
-          redis.call('HINCRBY', KEYS[2], 's|' .. scope .. '|' .. period, int(spent))
-        end
-      end
+    for _, period in ipairs(periods(hold.day)) do names[#names + 1] = '|' .. scope .. '|' .. period end
+  end
+  local fields = {}
+  for i, name in ipairs(names) do fields[i] = 'h' .. name end
+  local there = redis.call('HMGET', KEYS[2], unpack(fields))
+  for i, name in ipairs(names) do
+    if there[i] then
+      redis.call('HINCRBY', KEYS[2], fields[i], int(held))
+      if spent ~= 0 then redis.call('HINCRBY', KEYS[2], 's' .. name, int(spent)) end
     end
   end
 end
