@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import redis
+
 from trio_gateway.clients.postgres import run_once
 from trio_gateway.embedded import stores as embedded
 from trio_gateway.migrate import upgrade

@@ -19,7 +19,7 @@ MOST_FILE_LINES = 250
 
 # flake8-async: httpx is the owner's choice (127); the starters named are for `nursery.start`.
 STARTERS = "carry,run,serve,serve_admin,hold_open,keep,_keep_admin,admin,_serve,_listen"
-TOOLS = {
+TOOLS: dict[str, list[str | Path]] = {
     "ruff check": [BIN / "ruff", "check", "."],
     "ruff format": [BIN / "ruff", "format", "--check", "."],
     "mypy": [sys.executable, "-m", "mypy"],
@@ -38,7 +38,7 @@ TOOLS = {
 def test_the_tree_passes(tool):
     """Style, types, import contracts and async hygiene hold for the whole tree."""
     done = subprocess.run(
-        list(map(str, TOOLS[tool])), cwd=ROOT, capture_output=True, text=True, check=False
+        [str(word) for word in TOOLS[tool]], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -59,7 +59,8 @@ def _functions(path: Path):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             doc = ast.get_docstring(node, clean=False)
             spare = len(doc.splitlines()) if doc else 0
-            yield f"{path.name}:{node.lineno} {node.name}", node.end_lineno - node.lineno + 1 - spare
+            last = node.end_lineno or node.lineno
+            yield f"{path.name}:{node.lineno} {node.name}", last - node.lineno + 1 - spare
 
 
 def test_functions_and_files_stay_small():

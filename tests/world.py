@@ -132,7 +132,7 @@ async def open_world(
         config.include_server_header = False
         gateway_stop = trio.Event()
         binds = await nursery.start(
-            partial(serve, app, config, shutdown_trigger=gateway_stop.wait, mode="asgi")  # type: ignore[arg-type]
+            partial(serve, app, config, shutdown_trigger=gateway_stop.wait, mode="asgi")
         )
         secret = bytes((await postgres.fetch("SELECT key_secret FROM gateway.installation"))[0][0])
         async with httpx.AsyncClient(base_url=binds[0], timeout=20) as client:

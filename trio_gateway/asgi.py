@@ -54,28 +54,21 @@ def build(
     """
     contain()
     app = create_app()
-    app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = SHUTDOWN_LIMIT
     stop = trio.Event()
     closed = trio.Event()
 
     async def hold_open(task_status: trio.TaskStatus[Gateway]) -> None:
         loaded = configuration()
-        configure(loaded.log_level)
-        app.config["MAX_CONTENT_LENGTH"] = loaded.max_body_bytes
-        app.config["BODY_TIMEOUT"] = loaded.body_timeout
+        _configure(app, loaded)
         started = False
         try:
             # The signals outside the gateway: one of them must not end its last rows.
             with told() as signals:
-                async with (
-                    open_gateway(loaded, transport) as gateway,
-                    trio.open_nursery() as nursery,
-                ):
-                    nursery.start_soon(_drain_when_told, signals, gateway)
+                async with open_gateway(loaded, transport) as gateway:
+                    gateway.nursery.start_soon(_drain_when_told, signals, gateway)
                     task_status.started(gateway)
                     started = True
                     await stop.wait()
-                    nursery.cancel_scope.cancel()
         except Exception as error:
             if started:
                 log.critical("gateway_broken", exc_info=error)
@@ -95,6 +88,13 @@ def build(
         await closed.wait()
 
     return app
+
+
+def _configure(app: GatewayApp, loaded: Settings) -> None:
+    configure(loaded.log_level)
+    app.config["MAX_CONTENT_LENGTH"] = loaded.max_body_bytes
+    app.config["BODY_TIMEOUT"] = loaded.body_timeout
+    app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = SHUTDOWN_LIMIT
 
 
 def _leave() -> None:

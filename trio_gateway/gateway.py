@@ -76,7 +76,7 @@ async def open_gateway(
         raise CannotStart("TRIO_GATEWAY_TRUSTED_PROXIES: not addresses or networks") from None
     with _start_failures_alone():
         async with (
-            (transport or LeanTransport()) as to_upstream,
+            transport or LeanTransport() as to_upstream,
             open_bridge() as bridge,
             open_postgres(bridge, settings.database_url) as postgres,
             trio.open_nursery() as nursery,

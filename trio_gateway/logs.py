@@ -44,7 +44,7 @@ def places_only(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapp
 
 
 def _describe(error: BaseException) -> list[dict[str, Any]]:
-    described = []
+    described: list[dict[str, Any]] = []
     waiting: list[BaseException] = [error]
     seen: set[int] = set()
     while waiting and len(described) < MOST_FRAMES:

@@ -11,7 +11,7 @@ from tests.proxy import open_door
 from tests.world import open_world
 from trio_gateway.clients.bridge import open_bridge
 from trio_gateway.clients.postgres import open_postgres
-from trio_gateway.services.ledger.verify import verify
+from trio_gateway.pipeline.verify import verify
 from trio_gateway.simulator.script import Script
 
 CHAT = {"model": "llama3.2", "messages": [{"role": "user", "content": "one two three"}]}

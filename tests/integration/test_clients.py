@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from tests import stores as test_stores
 from tests.integration import fleet as fleets
-from tests.integration.fleet import office
+from tests.integration.calls import office
 
 WEATHER = {
     "type": "function",

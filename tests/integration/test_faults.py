@@ -14,18 +14,8 @@ import pytest
 import trio
 
 from tests.integration import fleet as fleets
-from tests.integration.fleet import (
-    Fleet,
-    Ollama,
-    Streaming,
-    bearer,
-    books_agree,
-    chat,
-    office,
-    spread,
-    stream,
-    until,
-)
+from tests.integration.calls import Streaming, bearer, books_agree, chat, office, spread, stream
+from tests.integration.fleet import Fleet, Ollama, until
 from trio_gateway.embedded import stores as embedded
 from trio_gateway.embedded.stores import Stores
 from trio_gateway.migrate import upgrade

@@ -10,7 +10,8 @@ import httpx
 import pytest
 import trio
 
-from tests.integration.fleet import Program, command, script, until
+from tests.integration.calls import command
+from tests.integration.fleet import Program, script, until
 from trio_gateway.cli.main import main
 
 FIELDS = [

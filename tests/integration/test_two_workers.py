@@ -12,7 +12,8 @@ import trio
 
 from tests import stores as test_stores
 from tests.integration import fleet as fleets
-from tests.integration.fleet import HOW, bearer, chat, office, on_one_worker, spread, stream, until
+from tests.integration.calls import bearer, books_agree, chat, office, on_one_worker, spread, stream
+from tests.integration.fleet import HOW, until
 
 DRAIN = 3  # seconds
 SLOW = {"token_gap": 0.1, "tokens": 600}
@@ -94,7 +95,7 @@ async def test_calls_that_race_on_both_workers_admit_exactly_what_fits(desk, cli
             nursery.start_soon(call)
     assert seen == {200: 99, 429: 1}
     await desk.settled(key, 99)
-    await fleets.books_agree(books(installation))
+    await books_agree(books(installation))
 
 
 async def test_a_budget_that_holds_one_call_admits_one_of_many(desk, client, sim):
@@ -201,5 +202,5 @@ async def test_sigterm_lets_streams_end_and_cuts_what_outlives_the_drain(install
     rows = [row for row in await desk.rows(long) if row["outcome"] != "aborted"]
     assert [(row["outcome"], row["basis"]) for row in rows] == [("drained", "partial")] * 3
     await until(lambda: not installation.left())
-    await fleets.books_agree(books(installation))
+    await books_agree(books(installation))
     assert (await sim.state(open=0, timeout=5))["open"] == 0

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import redis.asyncio as aioredis
 import trio
@@ -45,8 +46,8 @@ async def main(url: str) -> None:
     async with open_bridge() as bridge, trio.open_nursery() as nursery:
         own = Redis(url, {"bump": SCRIPT})
         await nursery.start(own.run)
-        theirs = aioredis.Redis.from_url(url)
-        digest = await bridge.run(theirs.script_load, SCRIPT)
+        theirs: Any = aioredis.Redis.from_url(url)
+        digest: Any = await bridge.run(theirs.script_load, SCRIPT)
         clients: dict[str, Callable[[], Awaitable[object]]] = {
             "redis.asyncio through trio-asyncio": lambda: bridge.run(
                 theirs.evalsha, digest, 1, "bench", "a"

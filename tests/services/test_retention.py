@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 from trio_gateway.services.ledger.retention import Retention
 
 NAMES = (
-    "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE c.relkind = 'r'"
+    "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
+    " WHERE c.relkind = 'r'"
 )
 
 

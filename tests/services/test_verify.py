@@ -9,7 +9,7 @@ import trio.lowlevel
 
 from tests.account import ask, caller, empty, open_worker, past_row, row_of
 from trio_gateway.core.domain import Limits, Period
-from trio_gateway.services.ledger.verify import verify
+from trio_gateway.pipeline.verify import verify
 from trio_gateway.services.quota.keys import tenant_keys
 
 TOTAL = Limits(budget=100_000, budget_period=Period.TOTAL)

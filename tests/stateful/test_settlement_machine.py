@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 from tests.account import Worker, ask, caller, one_database, open_worker, row_of
 from trio_gateway.core.domain import Limits, Period
 from trio_gateway.core.errors import BudgetExhausted, StoreUnavailable
-from trio_gateway.services.ledger.verify import verify
+from trio_gateway.pipeline.verify import verify
 from trio_gateway.services.quota.keys import tenant_keys
 from trio_gateway.services.quota.sweep import Sweeper
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from trio_gateway.cli.door import Failure
 from trio_gateway.cli.redis_line import open_redis
 from trio_gateway.core.errors import StoreUnavailable
+from trio_gateway.pipeline.verify import verify
 from trio_gateway.services.catalog import discovered
-from trio_gateway.services.ledger.verify import verify
 
 if TYPE_CHECKING:
     from trio_gateway.cli.session import Desk

@@ -13,9 +13,10 @@ from trio_gateway.installation import Hooks
 from trio_gateway.quickstart import QuickstartOptions, ServeOptions, run, serve_installation
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
     from pathlib import Path
 
-    from trio_gateway.installation import Admin, Seat
+    from trio_gateway.installation import Seat
 
 
 def _first_key(database_url: str) -> tuple[str, str | None]:
@@ -32,16 +33,11 @@ def _upgrade(database_url: str) -> str:
     return upgrade(database_url)
 
 
-def _import_admin() -> Admin:
+def _admin(seat: Seat, *, task_status: trio.TaskStatus[None]) -> Awaitable[None]:
     # Quart takes half a second to import, by which the workers would start later
     from trio_gateway.web.admin import serve_admin  # noqa: PLC0415
 
-    return serve_admin
-
-
-async def _admin(seat: Seat, *, task_status: trio.TaskStatus[None]) -> None:
-    serve_admin = await trio.to_thread.run_sync(_import_admin)
-    await serve_admin(seat, task_status=task_status)
+    return serve_admin(seat, task_status=task_status)
 
 
 HOOKS = Hooks(upgrade=_upgrade, first_key=_first_key, admin=_admin)
