@@ -54,23 +54,20 @@ def build(
     """
     contain()
     app = create_app()
-    stop = trio.Event()
-    closed = trio.Event()
+    stop, closed = trio.Event(), trio.Event()
 
     async def hold_open(task_status: trio.TaskStatus[Gateway]) -> None:
-        loaded = configuration()
-        _configure(app, loaded)
-        started = False
+        loaded = _configured(app, configuration())
         try:
             # The signals outside the gateway: one of them must not end its last rows.
             with told() as signals:
                 async with open_gateway(loaded, transport) as gateway:
                     gateway.nursery.start_soon(_drain_when_told, signals, gateway)
                     task_status.started(gateway)
-                    started = True
+                    app.gateway = gateway
                     await stop.wait()
         except Exception as error:
-            if started:
+            if hasattr(app, "gateway"):
                 log.critical("gateway_broken", exc_info=error)
                 broken()
             raise
@@ -79,7 +76,7 @@ def build(
 
     @app.before_serving
     async def start() -> None:
-        app.gateway = await app.nursery.start(hold_open)
+        await app.nursery.start(hold_open)
         ready()
 
     @app.after_serving
@@ -90,11 +87,12 @@ def build(
     return app
 
 
-def _configure(app: GatewayApp, loaded: Settings) -> None:
+def _configured(app: GatewayApp, loaded: Settings) -> Settings:
     configure(loaded.log_level)
     app.config["MAX_CONTENT_LENGTH"] = loaded.max_body_bytes
     app.config["BODY_TIMEOUT"] = loaded.body_timeout
     app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = SHUTDOWN_LIMIT
+    return loaded
 
 
 def _leave() -> None:

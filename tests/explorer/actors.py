@@ -195,6 +195,6 @@ def sweeper_steps(protocol: Protocol, world: World, at: int) -> Steps:
         if "sweeper" in protocol.scenario.faults and world.faults:
             # A worker that has asked the ledger by now will not ask again.
             call = world.calls[sweep.call]
-            unseen = call.worker == "up" and not call.gap
+            unseen = not call.gap and "late" not in protocol.scenario.rules_dropped
             dead = moved(world, Sweep())._replace(faults=world.faults - 1, unseen=unseen)
             yield "SWEEPER KILLED", dead

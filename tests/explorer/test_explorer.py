@@ -1,11 +1,10 @@
 """Every interleaving of the settlement protocol, by the scripts that Redis runs.
 
-`EXPLORER=deep` searches further: every fault with two calls, and pairs of faults.
+`python -m tests.load.explore_deep` searches further: every fault among all actors, and pairs.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import pytest
@@ -18,8 +17,6 @@ from trio_gateway.services.quota.keys import scripts
 DIRECT = (Plan("a", 2),)
 QUEUED = (Plan("b", 2, queued=True, key_budget=9),)
 ONE_KEY = (Plan("a", 2), Plan("a", 2))
-DEEP = 2_000_000 if os.environ.get("EXPLORER") == "deep" else 0
-deep = pytest.mark.skipif(not DEEP, reason="EXPLORER=deep is not set")
 
 
 def small(*faults: str, count: int | None = None, **changes: object) -> Scenario:
@@ -164,18 +161,3 @@ def test_a_worker_without_the_step_is_found_out(step):
     scenario = replace(STEPS_DROPPED[step], rules_dropped=frozenset({step}))
     found = explore(scripts(), scenario)
     assert found.violation is not None, f"nothing found in {found.states} states"
-
-
-@deep
-@pytest.mark.parametrize("fault", sorted(EVERY_FAULT))
-def test_one_fault_among_all_actors_keeps_the_account_exact(fault):
-    """Two calls, two sweepers, three hydrates and one fault, as far as the limit goes."""
-    found = explore(scripts(), Scenario(faults=frozenset({fault}), fault_count=1), DEEP)
-    assert found.violation is None, told(found)
-
-
-@deep
-def test_two_faults_among_two_calls_keep_the_account_exact():
-    """Two calls, a sweeper and any two faults, as far as the limit goes."""
-    found = explore(scripts(), small(*EVERY_FAULT, count=2), DEEP)
-    assert found.violation is None, told(found)

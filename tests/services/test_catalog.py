@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from trio_gateway.clients.redis import Redis
 from trio_gateway.core.errors import UpstreamError
@@ -134,6 +135,35 @@ async def test_workers_share_one_look(redis_url, backend):
     ):
         await until(lambda: two.find("a:latest"))
         assert one.find("a:latest") is not None
+    assert hosts.asked == [backend]
+
+
+async def test_a_worker_that_starts_while_another_asks_waits_for_the_answer(redis_url, backend):
+    """Started means that it knows the models too, though it asked nobody."""
+    asked, answer = trio.Event(), trio.Event()
+
+    class Slow(Hosts):
+        async def tags(self, backend):
+            asked.set()
+            await answer.wait()
+            return await super().tags(backend)
+
+    hosts = Slow(**{backend: ["a:latest"]})
+    found = []
+
+    async def start():
+        async with opened(redis_url, hosts, backend, interval=60) as catalog:
+            found.append(catalog.find("a:latest"))
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(start)
+            await asked.wait()
+            nursery.start_soon(start)
+            # the second has lost its turn before the first has its answer
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            answer.set()
+    assert None not in found
     assert hosts.asked == [backend]
 
 

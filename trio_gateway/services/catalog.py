@@ -26,6 +26,8 @@ log = structlog.get_logger()
 
 FOLLOW = 1.0  # seconds between two looks at Redis
 FIRST_LIMIT = 5.0  # seconds that the start waits for the first look
+AWAIT_LIMIT = 2.0  # of them, for what another worker is asking just then
+AWAIT_PAUSE = 0.05  # seconds between two looks for it
 MOST_MODELS = 10_000
 PREFIX = "tg:catalog:"
 
@@ -49,6 +51,7 @@ class Catalog:
         self._interval = interval
         self._ttl = ttl
         self._seen: dict[str, tuple[bytes, float, dict[str, CatalogModel]]] = {}
+        self._awaited: set[str] = set()  # unknown backends that another worker looks at
 
     def find(self, name: str) -> tuple[CatalogModel, list[str]] | None:
         """Return the model of this canonical name and the backends that have it, or None."""
@@ -75,6 +78,11 @@ class Catalog:
         """Discover and follow for ever; started after the first look."""
         with trio.move_on_after(FIRST_LIMIT):
             await self._look()
+            # Workers that start together would deny every model but in the one that asks.
+            with trio.move_on_after(AWAIT_LIMIT):
+                while self._awaited:
+                    await trio.sleep(AWAIT_PAUSE)
+                    await self._look()
         task_status.started()
         while True:
             await trio.sleep(min(FOLLOW, self._interval))
@@ -87,23 +95,29 @@ class Catalog:
 
     async def _look_at(self, backend: str) -> None:
         try:
-            await self._discover(backend)
+            asked = await self._discover(backend)
             await self._follow(backend)
+            if asked or backend in self._seen:
+                self._awaited.discard(backend)
+            else:
+                self._awaited.add(backend)
         except StoreUnavailable:
             log.debug("catalog_waits_for_redis")
 
-    async def _discover(self, backend: str) -> None:
+    async def _discover(self, backend: str) -> bool:
+        """Ask if it is this worker's turn; return whether it was."""
         turn = self._keys[backend] + ":turn"
         ms = max(1, int(self._interval * 1000))
         if await self._redis.command("SET", turn, self._redis.run_id, "NX", "PX", ms) is None:
-            return
+            return False
         try:
             models = parse_tags(await self._fetch(backend))
         except GatewayError as error:
             log.warning("discovery_failed", backend=backend, error=error.code)
-            return
+            return True
         text = orjson.dumps([model.raw for model in models])
         await self._redis.command("SET", self._keys[backend], text, "PX", int(self._ttl * 1000))
+        return True
 
     async def _follow(self, backend: str) -> None:
         key = self._keys[backend]
