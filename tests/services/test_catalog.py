@@ -161,7 +161,7 @@ async def test_a_worker_that_starts_while_another_asks_waits_for_the_answer(redi
             await asked.wait()
             nursery.start_soon(start)
             # the second has lost its turn before the first has its answer
-            await trio.testing.wait_all_tasks_blocked(0.1)
+            await trio.testing.wait_all_tasks_blocked(0.02)
             answer.set()
     assert None not in found
     assert hosts.asked == [backend]

@@ -14,8 +14,8 @@ from tests.proxy import open_door
 from trio_gateway.core.domain import Limits, Period
 from trio_gateway.core.errors import BudgetExhausted, StoreUnavailable
 from trio_gateway.core.tokens import charge
+from trio_gateway.services.quota.answers import until_reset
 from trio_gateway.services.quota.keys import tenant_keys
-from trio_gateway.services.quota.quota import until_reset
 
 DAY_US = 86_400_000_000
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trio_gateway.cli.books import survey
 from trio_gateway.cli.door import work
 from trio_gateway.cli.options import (
     NONE,
@@ -80,6 +79,9 @@ def list_(target: Target) -> None:
 
     `installed` is empty where Redis does not say what was discovered.
     """
+    # Redis and its protocol are loaded by the commands that ask it, not by --help.
+    from trio_gateway.cli.books import survey  # noqa: PLC0415
+
     policies, found = work(target, survey)
     known = {row["name"]: listed(row) for row in policies}
     rows = []

@@ -167,7 +167,7 @@ async def admit(gate: Gate, leash: Leash, errand: Errand, route: Route) -> Async
             slot.release()
         if admission.outcome is None:  # cancelled: the client left, or the server is stopping
             admission.finish(Outcome.ABORTED if leash.client_left else Outcome.DRAINED)
-        await _settle(gate, admission)
+        await _settle(gate, admission)  # noqa: ASYNC102 - shielded and bounded inside
 
 
 def _ask(gate: Gate, errand: Errand, route: Route, slot: Slot | None) -> Ask:

@@ -88,3 +88,33 @@ def parse_found(tenant_id: str, request_id: str, text: str, lease: str) -> Found
         final=decode_row(final) if final else None,
         opaque=orjson.loads(opaque),
     )
+
+
+def refused_row(
+    request_id: str,
+    tenant_id: str,
+    key_id: str,
+    opaque: dict[str, Any],
+    started_us: int,
+    held: int,
+) -> LedgerRow:
+    """Build the row of a call that was admitted and never dispatched."""
+    return LedgerRow(
+        request_id=request_id,
+        tenant_id=tenant_id,
+        key_id=key_id,
+        endpoint=opaque["endpoint"],
+        model=opaque["model"],
+        status_code=503,
+        outcome=Outcome.REFUSED,
+        basis=Basis.NONE,
+        prompt_tokens=0,
+        completion_tokens=0,
+        charged_tokens=0,
+        held_tokens=held,
+        backend=None,
+        started_us=started_us,
+        ttft_ms=None,
+        duration_ms=0.0,
+        batch_id=opaque.get("batch_id"),
+    )

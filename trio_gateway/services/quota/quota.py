@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import orjson
 import trio
 
-from trio_gateway.core.domain import Basis, LedgerRow, Limits, Outcome, Period, Standing, Window
-from trio_gateway.core.errors import BudgetExhausted, RateLimited, StoreUnavailable
-from trio_gateway.services.quota.holds import DISPATCHED, QUEUED, Hold, encode_row
+from trio_gateway.core.errors import StoreUnavailable
+from trio_gateway.services.quota.answers import refusal_of, standing_of
+from trio_gateway.services.quota.holds import DISPATCHED, QUEUED, Hold, encode_row, refused_row
 from trio_gateway.services.quota.keys import INDEX, call_keys, tenant_keys
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from trio_gateway.clients.redis import Pending, Redis
-    from trio_gateway.core.domain import Principal
+    from trio_gateway.core.domain import LedgerRow, Limits, Principal, Standing
     from trio_gateway.services.quota.hydrate import Hydrator
 
 HYDRATIONS = 5
@@ -29,14 +29,6 @@ ANNOUNCE_EVERY = 60.0  # seconds; the sweeper unlists a tenant only ten times la
 TENANTS_KNOWN = 10_000
 UNSETTLED = 20_000  # settles kept for Redis to come back; the sweep finds the rest
 WINDOW = 60.0  # seconds
-
-REFUSALS = {
-    "budget": "The token budget is exhausted.",
-    "prompt": "The prompt alone exceeds the tokens-per-minute limit.",
-    "requests": "Requests-per-minute limit reached.",
-    "tokens": "Tokens-per-minute limit reached.",
-    "in_flight": "Too many calls of this tenant are in flight.",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +106,7 @@ class Quota:
         else:
             raise StoreUnavailable(retry_after=1)
         if reply[0] == b"no":
-            raise _refusal(ask.principal, reply)
+            raise refusal_of(ask.principal, reply)
         return self._admitted(ask, reply)
 
     async def _reserve_once(self, ask: Ask) -> Any:
@@ -167,7 +159,7 @@ class Quota:
             renewed_at=trio.current_time(),
         )
         self.live[ask.request_id] = hold
-        return hold, _standing(ask.principal, reply[1:10], started_us)
+        return hold, standing_of(ask.principal, reply[1:10], started_us)
 
     def announce(self, tenant_id: str) -> None:
         """List the tenant for the sweepers, before a hold of it can exist."""
@@ -239,76 +231,6 @@ class Quota:
                 self.unsettled.pop(row.request_id, None)
 
 
-def refused_row(
-    request_id: str,
-    tenant_id: str,
-    key_id: str,
-    opaque: dict[str, Any],
-    started_us: int,
-    held: int,
-) -> LedgerRow:
-    """Build the row of a call that was admitted and never dispatched."""
-    return LedgerRow(
-        request_id=request_id,
-        tenant_id=tenant_id,
-        key_id=key_id,
-        endpoint=opaque["endpoint"],
-        model=opaque["model"],
-        status_code=503,
-        outcome=Outcome.REFUSED,
-        basis=Basis.NONE,
-        prompt_tokens=0,
-        completion_tokens=0,
-        charged_tokens=0,
-        held_tokens=held,
-        backend=None,
-        started_us=started_us,
-        ttft_ms=None,
-        duration_ms=0.0,
-        batch_id=opaque.get("batch_id"),
-    )
-
-
 def _limit_args(limits: Limits) -> list[Any]:
     values = (limits.requests_per_minute, limits.tokens_per_minute, limits.budget)
     return [-1 if value is None else value for value in values] + [limits.budget_period.value]
-
-
-def _standing(principal: Principal, numbers: Sequence[int], now_us: int) -> Standing:
-    def window(at: int) -> Window | None:
-        limit, remaining, reset = numbers[at : at + 3]
-        return None if limit < 0 else Window(limit, remaining, reset / 1_000_000)
-
-    budget = None
-    if numbers[6] >= 0:
-        owner = principal.tenant if numbers[8] == 1 else principal.key
-        reset = until_reset(owner.limits.budget_period, now_us)
-        budget = Window(numbers[6], numbers[7], reset)
-    return Standing(window(0), window(3), budget)
-
-
-def until_reset(period: Period, now_us: int) -> float | None:
-    """Return the seconds until a budget of this period starts anew; None for `total`."""
-    now = datetime.fromtimestamp(now_us / 1_000_000, UTC)
-    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    if period is Period.DAY:
-        return (midnight + timedelta(days=1) - now).total_seconds()
-    if period is Period.MONTH:
-        first = (midnight.replace(day=1) + timedelta(days=32)).replace(day=1)
-        return (first - now).total_seconds()
-    return None
-
-
-def _refusal(principal: Principal, reply: Any) -> RateLimited | BudgetExhausted:
-    reason, wait = reply[1].decode(), reply[3]
-    now_us = int(datetime.now(UTC).timestamp() * 1_000_000)
-    standing = _standing(principal, reply[4:13], now_us)
-    message = REFUSALS[reason]
-    if reason == "budget":
-        # The scope that refused says when it starts anew, be it the tighter one or not.
-        owner = principal.tenant if reply[2] == b"t" else principal.key
-        wait_s = until_reset(owner.limits.budget_period, now_us)
-        return BudgetExhausted(message, retry_after=wait_s, should_retry=False, standing=standing)
-    if wait < 0:  # no wait would help
-        return RateLimited(message, should_retry=False, standing=standing)
-    return RateLimited(message, retry_after=wait / 1_000_000, standing=standing)
