@@ -40,7 +40,7 @@ class Settings(BaseModel):
 
     backend_slots: Count = 8
     queue_limit: Annotated[int, Field(ge=0)] = 256
-    tenant_in_flight: Count = 64
+    tenant_in_flight: Count = 256
     min_output_tokens: Count = 16
     default_max_output_tokens: Count = 2048
     max_body_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024

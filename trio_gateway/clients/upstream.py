@@ -27,7 +27,7 @@ REFUSAL_LIMIT = 64 * 1024
 CLOSE_LIMIT = 1.0
 UNLIMITED = contextlib.nullcontext()
 
-# Nothing of the caller's request travels as a header. Host and Content-Length come with it.
+# Nothing of the caller's request travels as a header.
 HEADERS = [
     (b"Content-Type", b"application/json"),
     (b"Accept", b"application/x-ndjson, application/json"),
@@ -104,6 +104,7 @@ class Upstream:
         self._line_limit = line_limit
         self._report = report or _unheard
         self._urls: dict[tuple[str, str], httpx.URL] = {}
+        self._extensions = {"timeout": {"connect": self._timeouts.connect}}
 
     @contextlib.asynccontextmanager
     async def open(
@@ -183,9 +184,16 @@ class Upstream:
         url = self._urls.get((base_url, path))
         if url is None:  # both are constants of the gateway: the cache is bounded
             url = self._urls[base_url, path] = httpx.URL(base_url + path)
-        request = httpx.Request(method, url, headers=HEADERS, content=body)
-        request.extensions["timeout"] = {"connect": self._timeouts.connect}
-        return request
+        length = [(b"Content-Length", b"%d" % len(body))] if method == "POST" else []
+        # All headers and the stream as given: httpx would take longer to work them out than the
+        # rest of the call to upstream takes.
+        return httpx.Request(
+            method,
+            url,
+            headers=[(b"Host", url.netloc), *HEADERS, *length],
+            stream=httpx.ByteStream(body),
+            extensions=self._extensions,
+        )
 
 
 class Reply:

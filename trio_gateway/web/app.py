@@ -13,7 +13,7 @@ from trio_gateway.core.errors import CallTooLarge, EndpointNotAllowed, GatewayEr
 from trio_gateway.web import health, inference, metadata
 from trio_gateway.web.connection import Connection, Handshake, Request
 from trio_gateway.web.replies import error_reply
-from trio_gateway.web.routes import EXACT, INFERENCE
+from trio_gateway.web.routes import INFERENCE, MODEL_ROUTE, route_of
 
 if TYPE_CHECKING:
     from trio_gateway.web.gateway import Gateway
@@ -29,6 +29,7 @@ HANDLERS: dict[str, Any] = {
     "/api/version": metadata.version,
     "/api/show": metadata.show,
     "/v1/models": metadata.models,
+    MODEL_ROUTE: metadata.model,
 } | dict.fromkeys(INFERENCE, inference.infer)
 
 
@@ -39,6 +40,14 @@ class GatewayApp(QuartTrio):
     asgi_websocket_class = Handshake
     request_class = Request
     gateway: Gateway
+
+    def create_url_adapter(self, _: Any) -> None:
+        """Route nothing on the decoded path, which many spellings reach."""
+
+    async def dispatch_request(self, _: Any = None) -> Any:
+        """Call the handler of the raw path, the very bytes that were screened."""
+        asked = cast("Request", request)
+        return await HANDLERS[route_of(asked.raw_path)]()
 
     def begin_drain(self) -> None:
         """Refuse new calls; cut what still runs when the drain time is over."""
@@ -54,19 +63,11 @@ def create_app() -> GatewayApp:
     app = GatewayApp("trio_gateway", static_folder=None)
     # Long streams are the rule here, and the exchange has limits of its own.
     app.config["RESPONSE_TIMEOUT"] = None
-    for path, handler in HANDLERS.items():
-        app.add_url_rule(path, path, handler, methods=list(EXACT[path]))
-    app.add_url_rule("/v1/models/<path:name>", "model", _model, methods=["GET"])
     app.register_error_handler(GatewayError, _render)
     app.register_error_handler(HTTPException, _render_http)
     app.register_error_handler(Exception, _render_bug)
     app.after_request(_finish)
     return app
-
-
-async def _model(name: str) -> Response:
-    del name  # read from the raw path, which is what was screened
-    return await metadata.model()
 
 
 async def _render(error: GatewayError) -> Response:
@@ -78,8 +79,7 @@ async def _render(error: GatewayError) -> Response:
 
 
 async def _render_http(error: HTTPException) -> Response:
-    # Quart's own: a body that grew too large while nobody read it, or a path that passed the
-    # screen and has no handler.
+    # Quart's own: a body that grew too large while nobody read it.
     return await _render(CallTooLarge() if error.code == 413 else EndpointNotAllowed())
 
 

@@ -36,6 +36,7 @@ EXACT: dict[str, tuple[str, ...]] = {
 # A model's name in a path: the bytes of a name, with `/` and `:` plain or percent-encoded.
 MODEL_PATH = re.compile(r"/v1/models/((?:[A-Za-z0-9._:/-]|%2[Ff]|%3[Aa]){1,700})")
 MODEL_METHODS = ("GET",)
+MODEL_ROUTE = "/v1/models/{id}"
 
 _DIGITS = re.compile(rb"[0-9]{1,19}")
 
@@ -46,6 +47,11 @@ def methods(raw_path: str) -> tuple[str, ...] | None:
     if found is None and _names_model(raw_path):
         return MODEL_METHODS
     return found
+
+
+def route_of(raw_path: str) -> str:
+    """Name the route of a raw path that passed the screen."""
+    return raw_path if raw_path in EXACT else MODEL_ROUTE
 
 
 def _names_model(raw_path: str) -> bool:
