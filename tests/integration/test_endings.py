@@ -287,6 +287,17 @@ async def test_counts_that_cannot_be_true_are_not_charged(world, lie):
     assert row["charged_tokens"] == ESTIMATE + 5
 
 
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+async def test_the_caller_is_told_the_counts_that_are_charged(world, lie):
+    """The usage in an answer is the ledger's, not what upstream made up."""
+    world.sim.play(Script(tokens=5, final=lie))
+    answer = await world.post(WHOLE.path, WHOLE.body())
+    row = await ended(world)
+    usage = answer.json()["usage"]
+    told = (usage["prompt_tokens"], usage["completion_tokens"])
+    assert told == (row["prompt_tokens"], row["completion_tokens"])
+
+
 async def test_absent_counts_are_zero(world):
     """Ollama leaves out what it served from its cache: absent is zero, and final."""
     world.sim.play(Script(tokens=5, final={"prompt_eval_count": None}))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trio_gateway.core.domain import LedgerRow, Outcome
+from trio_gateway.core.domain import Basis, LedgerRow, Outcome
 from trio_gateway.core.errors import (
     ClientStalled,
     GatewayError,
@@ -88,6 +88,12 @@ class Admission:
         self.count.meter(chunk)
         self.hold.output = self.count.seen
         return self.count.seen > self.hold.ceiling and not chunk.done
+
+    def restate(self, done: Chunk) -> None:
+        """Tell the caller the counts that will be charged, where upstream's cannot be true."""
+        usage = believe(self.errand.call, self.count)
+        if usage.basis is Basis.PARTIAL:
+            done.prompt_tokens, done.output_tokens = usage.prompt_tokens, usage.completion_tokens
 
     def finish(self, outcome: Outcome) -> None:
         """Say how the call ended."""

@@ -157,6 +157,7 @@ async def _relay(
                 break
             if chunk.done:
                 batch = batch[: at + 1]
+                admission.restate(chunk)
                 admission.finish(Outcome.COMPLETED)
                 break
         await _send(gate, cover, send, batch if begun else Begun(admission.standing, batch))
