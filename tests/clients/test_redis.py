@@ -168,6 +168,68 @@ async def test_a_server_that_never_greets_is_tried_again(redis_url, monkeypatch)
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"+OK\r\n+OK\r\n", b"$6\r\nab:c\r\n\r\n", b"-NO way\r\n"],
+    ids=["not Redis", "no text", "no run id", "refused"],
+)
+async def test_a_server_that_is_no_redis_is_no_connection(words):
+    """Whatever answers there: it is tried again, and nothing falls over."""
+    attempts = 0
+
+    async def answer(stream):
+        nonlocal attempts
+        attempts += 1
+        await stream.receive_some()
+        await stream.send_all(words)
+        await stream.receive_some()
+
+    async with trio.open_nursery() as nursery:
+        serve = await nursery.start(trio.serve_tcp, answer, 0)
+        port = serve[0].socket.getsockname()[1]
+        redis = Redis(f"redis://127.0.0.1:{port}/0", {})
+        nursery.start_soon(redis.run)
+        with trio.fail_after(5):
+            await until(lambda: attempts >= 2)
+        assert not redis.connected
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("words", [b"+OK\r\n", b"nonsense\r\n"])
+async def test_an_answer_that_nobody_asked_for_ends_the_connection(words):
+    """From then on nobody could tell whose answer is whose."""
+    greeted = trio.Event()
+
+    async def answer(stream):
+        await stream.receive_some()
+        await stream.send_all(b"$8\r\nrun_id:x\r\n")
+        await greeted.wait()
+        await stream.send_all(words)
+        await stream.receive_some()
+
+    async with trio.open_nursery() as nursery:
+        serve = await nursery.start(trio.serve_tcp, answer, 0)
+        redis = Redis(f"redis://127.0.0.1:{serve[0].socket.getsockname()[1]}/0", {})
+        await nursery.start(redis.run)
+        assert redis.run_id == "x"
+        greeted.set()
+        with trio.fail_after(5):
+            await until(lambda: not redis.connected)
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_answer_may_be_waited_for_whatever_is_cancelled(redis_url):
+    """Not cancellable: for a command whose outcome must be known."""
+    async with open_door(redis_url) as door, opened(door.url) as redis:
+        with trio.CancelScope() as scope:
+            pending = redis.send("INCR", "n")
+            scope.cancel()
+            assert await redis.answer(pending, cancellable=False) == 1
+            with trio.move_on_after(0):
+                await redis.command("INCR", "n")
+        assert await redis.command("GET", "n") == b"2"
+
+
 async def test_too_many_commands_under_way_are_an_outage(redis_url, monkeypatch):
     """The memory that waiting may take is bounded."""
     monkeypatch.setattr(client, "WAITING", 3)

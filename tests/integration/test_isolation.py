@@ -180,7 +180,8 @@ class Prying:
         if request.url.path == "/api/tags":
             tags = {"models": [{"name": MODEL, "model": MODEL}]}
             return httpx.Response(200, content=orjson.dumps(tags))
-        raise RuntimeError(f"cannot send {request.content!r} {request.headers!r}")
+        content = await request.aread()
+        raise RuntimeError(f"cannot send {content!r} {request.headers!r}")
 
 
 PROMPT = "PROMPT-canary-4711"

@@ -182,13 +182,14 @@ async def test_a_hydrate_that_something_overtakes_begins_again(worker):
 async def test_a_slow_hydrate_does_not_count_a_call_twice(worker, begun_warm):
     """Another worker warms the tenant and admits a call, whose row is there before the snapshot."""
     principal = caller(TOTAL, TOTAL)
+    other = caller(TOTAL, tenant_id=principal.tenant.id)
     if begun_warm:  # by a call that needs fewer counters
         await worker.hydrator.warm(principal.tenant.id, NEEDED)
     held: list[Any] = []
 
     async def whole_call_elsewhere():
         if not held:
-            hold, _ = await worker.quota.reserve(ask(principal, 10, 90))
+            hold, _ = await worker.quota.reserve(ask(other, 10, 90))
             held.append(hold)
             await worker.ledger.write([row_of(hold, 60)])
 
@@ -211,9 +212,17 @@ async def test_a_tenant_that_never_stands_still_is_busy(worker):
 
     moving: Any = Paused(worker.postgres, move)
     restless = Hydrator(worker.redis, moving, 1)
-    with pytest.raises(StoreUnavailable) as caught:
-        await restless.warm(principal.tenant.id, NEEDED)
-    assert caught.value.retry_after == 1
+    waits = []
+
+    async def warm():
+        with pytest.raises(StoreUnavailable) as caught:
+            await restless.warm(principal.tenant.id, NEEDED)
+        waits.append(caught.value.retry_after)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(warm)
+    assert waits == [1, 1, 1]
 
 
 async def test_callers_who_find_a_tenant_cold_share_one_hydrate(worker):

@@ -53,6 +53,15 @@ async def test_ordinary_books_agree(worker):
     assert (found["ok"], found["checked"], found["holds_open"]) == (True, 6 + 8, 6)
 
 
+async def test_every_tenant_is_looked_at(worker, monkeypatch):
+    """Page by page, however many there are."""
+    monkeypatch.setattr("trio_gateway.services.quota.snapshot.PAGE", 1)
+    for _ in range(40):
+        await worker.quota.reserve(ask(caller(TOTAL)))
+    found = await checked(worker)
+    assert (found["ok"], found["holds_open"], found["checked"]) == (True, 40, 80)
+
+
 async def test_a_wrong_sum_is_named_with_its_scope_and_day(worker):
     """Too much, too little, and a sum without any row."""
     rich, poor = caller(), caller()

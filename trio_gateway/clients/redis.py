@@ -194,12 +194,14 @@ class Redis:
         reader = hiredis.Reader()
         answer: Any = None
         for _ in commands:
-            while (answer := reader.gets()) is False:
-                reader.feed(await _read(stream))
+            try:
+                while (answer := reader.gets()) is False:
+                    reader.feed(await _read(stream))
+            except hiredis.ProtocolError:
+                raise ConnectionLost("this is no Redis") from None
             if isinstance(answer, Exception):
                 raise ConnectionLost(str(answer).partition(" ")[0])
-        fields = dict(line.split(":", 1) for line in answer.decode().splitlines() if ":" in line)
-        return str(fields["run_id"])
+        return _run_id(answer)
 
     async def _serve(self, stream: trio.abc.Stream) -> None:
         async with trio.open_nursery(strict_exception_groups=True) as nursery:
@@ -263,6 +265,14 @@ async def _read(stream: trio.abc.Stream) -> bytes:
     if not data:
         raise ConnectionLost("the connection ended")
     return data
+
+
+def _run_id(answer: Any) -> str:
+    text = answer.decode(errors="replace") if isinstance(answer, bytes) else ""
+    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    if not fields.get("run_id"):
+        raise ConnectionLost("the server has no run id")
+    return fields["run_id"]
 
 
 def _digest(text: str) -> str:

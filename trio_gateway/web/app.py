@@ -47,7 +47,8 @@ class GatewayApp(QuartTrio):
     async def dispatch_request(self, _: Any = None) -> Any:
         """Call the handler of the raw path, the very bytes that were screened."""
         asked = cast("Request", request)
-        return await HANDLERS[route_of(asked.raw_path)]()
+        handler: Any = self.view_functions[route_of(asked.raw_path)]
+        return await handler()
 
     def begin_drain(self) -> None:
         """Refuse new calls; cut what still runs when the drain time is over."""
@@ -63,6 +64,7 @@ def create_app() -> GatewayApp:
     app = GatewayApp("trio_gateway", static_folder=None)
     # Long streams are the rule here, and the exchange has limits of its own.
     app.config["RESPONSE_TIMEOUT"] = None
+    app.view_functions.update(HANDLERS)
     app.register_error_handler(GatewayError, _render)
     app.register_error_handler(HTTPException, _render_http)
     app.register_error_handler(Exception, _render_bug)
