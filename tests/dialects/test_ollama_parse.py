@@ -192,7 +192,6 @@ LOAD_TIME = {
     "numa": True,
     "options": {"num_ctx": 1},
     "private words": 1,
-    "NUM_CTX": 1,
 }
 
 
@@ -245,8 +244,8 @@ BAD_CHATS = [
     ("model", {"model": "foo:cloud:local"}),
     ("stream", {"stream": "false"}),
     ("stream", {"stream": 0}),
-    ("keep_alive", {"keep_alive": True}),
-    ("keep_alive", {"keep_alive": [5]}),
+    ("options.num_predict", {"options": {"num_predict": 1, "NUM_PREDICT": 9}}),
+    ("options.num_ctx", {"options": {"Num_Ctx": 9}}),
     ("truncate", {"truncate": 1}),
     ("think", {"think": "HIGH"}),
     ("think", {"think": 1}),

@@ -58,7 +58,7 @@ EXPECTED: Mapping[str, Mapping[str, Outcome]] = {
     "wrong method": _refused(errors.MethodNotAllowed, *ALL),
     "forbidden model": _refused(errors.ModelNotFound, "named", "show", "inference"),
     "unknown model": _refused(errors.ModelNotFound, "named", "show", "inference"),
-    "content encoding": _refused(errors.UnsupportedMedia, "show", "inference"),
+    "content encoding": _refused(errors.UnsupportedMedia, *GUARDED),
     "body too large": _refused(errors.CallTooLarge, "show", "inference"),
     "duplicate key in the body": _refused(errors.InvalidCall, "show", "inference"),
     "no JSON": _refused(errors.InvalidCall, "show", "inference"),

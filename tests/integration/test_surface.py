@@ -260,12 +260,14 @@ async def test_a_refusal_of_a_proven_key_names_tenant_and_key(world):
 
 
 async def test_a_key_in_a_path_is_not_kept(world):
-    """A base URL with the key in it is refused, and the key is in no table."""
-    await world.client.get(f"/{world.key['key']}/v1/models")
+    """A base URL with the key in it, or with a piece of it, however spelled, leaves none of it."""
+    key = world.key["key"]
+    for spelled in (key, key.replace("s", "%73"), key.upper(), key.removeprefix("sk-tg-")):
+        await world.client.get(f"/{spelled}/v1/models")
     await audit(
         world,
-        "SELECT path FROM gateway.audit_log",
-        [{"path": "/sk-tg-…/v1/models"}],
+        "SELECT DISTINCT path FROM gateway.audit_log ORDER BY path",
+        [{"path": "/…-…/v1/models"}, {"path": "/…/v1/models"}],
     )
 
 

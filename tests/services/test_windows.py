@@ -253,6 +253,17 @@ async def test_a_settle_after_the_window_has_slid_changes_nothing_in_it(hasty):
     assert standing.tokens.remaining == 40
 
 
+async def test_a_corrected_hit_leaves_the_window_once(hasty):
+    """And takes along what it was corrected to: afterwards the window is whole, not wider."""
+    principal = caller(tokens(100), tokens(100))
+    for charged in (30, 5, 45):
+        hold, _ = await hasty.quota.reserve(ask(principal, 10, 10))
+        await hasty.end(hold, charged)
+    await trio.sleep(SHORT)
+    _, standing = await hasty.quota.reserve(ask(principal, 10, 20))
+    assert standing.tokens.remaining == 70
+
+
 @pytest.mark.parametrize("scope", ["tenant", "key"])
 async def test_a_prompt_that_alone_exceeds_the_window_is_told_not_to_retry(worker, scope):
     """No wait would help: `should_retry` is false and there is no `retry_after`."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -207,6 +207,10 @@ class Settlement(RuleBasedStateMachine):
     @rule(which=pick, share=st.integers(0, 100))
     def crash_between_row_and_settle(self, which: int, share: int) -> None:
         hold = self.ongoing[which % len(self.ongoing)].hold
+        if hold.request_id not in self.stage.do(self.any_worker.holds, self.principals[0]):
+            # Not closable: Redis lost its data, this worker stood still until others were admitted
+            # again, and now it dies between a row and a settle that would have been noticed.
+            return
         row = row_of(hold, hold.cost * share // 100)
         self.stage.do(self.any_worker.ledger.write, [row])
         self.crash(which)
@@ -394,9 +398,10 @@ def test_the_account_survives_any_order_of_events(stage: Stage) -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=30,
+            max_examples=60,
             stateful_step_count=40,
             derandomize=True,
+            phases=[Phase.generate],  # shrinking takes minutes: ask for it when there is a failure
             database=None,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -16,6 +16,7 @@ import orjson
 
 from trio_gateway.dialects import fields
 from trio_gateway.dialects.fields import INT32_MAX, INT64_MAX, INT64_MIN, Json, path, refusal
+from trio_gateway.dialects.strict_json import refuse_twins
 
 MAX_STOPS = 64
 MAX_STOP_LENGTH = 1024  # characters
@@ -42,6 +43,17 @@ _NUMBERS = (
     "presence_penalty",
     "frequency_penalty",
 )
+# Accepted and dropped: a change of one reloads the model for everybody.
+_LOAD_TIME = (
+    "num_ctx",
+    "num_batch",
+    "num_gpu",
+    "main_gpu",
+    "use_mmap",
+    "num_thread",
+    "draft_num_predict",
+)
+_OPTIONS = frozenset({*_NUMBERS, *_INTEGERS, *_LOAD_TIME, "stop", "num_predict"})
 _UNITS = {"ns": 1, "us": 1e3, "µs": 1e3, "μs": 1e3, "ms": 1e6, "s": 1e9, "m": 6e10, "h": 3.6e12}
 _SPAN = re.compile(r"([0-9]{1,32}(?:\.[0-9]{0,32})?|\.[0-9]{1,32})(ns|us|µs|μs|ms|s|m|h)")
 
@@ -74,6 +86,7 @@ def read_options(source: Json) -> tuple[Json, int | None]:
     given = fields.mapping(source, "options")
     if not given:
         return {}, None
+    refuse_twins(given, _OPTIONS, "options")
     options: Json = {}
     for key in _NUMBERS:
         if given.get(key) is not None:
@@ -155,17 +168,14 @@ def read_logprobs(source: Json) -> Json:
 def read_keep_alive(source: Json) -> bool:
     """Return whether the caller asks to unload the model at once.
 
-    Policy decides how long a model stays, so a duration that cannot be read is no error
-    either; only a value of another type is. Raises InvalidCall.
+    Policy decides how long a model stays, so a value that cannot be read is no error.
     """
     value = source.get("keep_alive")
     if value is None:
         return False
     if type(value) is int or type(value) is float:
         return 0 <= value < 1e-9
-    if type(value) is not str:
-        raise refusal("keep_alive", "must be a number of seconds or a duration")
-    return _is_zero(value)
+    return type(value) is str and _is_zero(value)
 
 
 def _is_zero(duration: str) -> bool:

@@ -20,7 +20,7 @@ from trio_gateway.dialects.openai_rendering import ChatWishes
 from trio_gateway.dialects.openai_stream import ChatStream
 from trio_gateway.dialects.openai_tools import read_tools
 from trio_gateway.dialects.openai_values import read_model, refuse_more_than_one
-from trio_gateway.dialects.strict_json import parse_object
+from trio_gateway.dialects.strict_json import parse_object, refuse_twins
 
 ENDPOINT = "/v1/chat/completions"
 KNOWN = SHARED | {
@@ -104,6 +104,7 @@ def _format(raw: Json, tally: Tally) -> str | Json | None:
         return None
     kinds = ("text", "json_object", "json_schema")
     at = "response_format"
+    refuse_twins(wanted, frozenset({"type", "json_schema"}), at)
     kind = fields.required(fields.choice(wanted, "type", kinds, at), "type", at)
     if kind != "json_schema":
         return "json" if kind == "json_object" else None

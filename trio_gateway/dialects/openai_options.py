@@ -10,6 +10,7 @@ from typing import Any
 
 from trio_gateway.dialects import fields
 from trio_gateway.dialects.ollama_values import MAX_STOP_LENGTH
+from trio_gateway.dialects.strict_json import refuse_twins
 
 _MOST_STOPS = 16
 _UNLIMITED = -1  # not OpenAI's, but what several front ends send for "no limit"
@@ -77,6 +78,7 @@ def read_stream(body: Json) -> tuple[bool, bool]:
         return stream, False
     if not stream:
         raise fields.refusal("stream_options", "is only allowed with 'stream' true")
+    refuse_twins(options, frozenset({"include_usage"}), "stream_options")
     return stream, fields.boolean(options, "include_usage", "stream_options") or False
 
 

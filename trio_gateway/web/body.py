@@ -12,11 +12,15 @@ if TYPE_CHECKING:
     from trio_gateway.web.connection import Request
 
 
-async def read_body(asked: Request) -> bytes:
-    """Return the whole body; raises UnsupportedMedia, CallTooLarge or BodyTimeout."""
+def refuse_encoding(asked: Request) -> None:
+    """Raise UnsupportedMedia for any Content-Encoding, on every route."""
     for name, _ in asked.scope["headers"]:
         if name == b"content-encoding":
             raise UnsupportedMedia
+
+
+async def read_body(asked: Request) -> bytes:
+    """Return the whole body; raises CallTooLarge or BodyTimeout."""
     try:
         return await asked.get_data(cache=False, as_text=False, parse_form_data=False)
     except RequestEntityTooLarge:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import structlog
 import trio
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_KEY = re.compile(r"sk-tg-[^/]*")  # some clients are set up with their key in the path
+# Some clients are set up with their key in the path. Whatever could be one, or a piece of one, is
+# left out, in any case and encoding.
+_SECRET = re.compile(r"sk-tg-[^/]*|[A-Za-z0-9]{16,}", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -79,7 +82,7 @@ class Gateway:
             code=error.code,
             status=error.status,
             method=method,
-            path=_KEY.sub("sk-tg-…", path),
+            path=_SECRET.sub("…", unquote(path)),
             request_id=request_id,
             client=client,
             tenant_id=principal.tenant.id if principal else None,

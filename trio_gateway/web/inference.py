@@ -13,7 +13,7 @@ from trio_gateway.dialects.ollama import Preload, preload_answer
 from trio_gateway.dialects.table import INFERENCE
 from trio_gateway.pipeline.admission import Errand
 from trio_gateway.pipeline.exchange import Item, carry
-from trio_gateway.web.body import read_body
+from trio_gateway.web.body import read_body, refuse_encoding
 from trio_gateway.web.credentials import presented_key
 from trio_gateway.web.replies import JSON, standing_headers
 
@@ -36,6 +36,7 @@ async def enter(gateway: Gateway, asked: Request) -> Leash:
     asked.leash = asked.stack.enter_context(gateway.live.hold(principal))
     if gateway.draining:
         raise ShuttingDown
+    refuse_encoding(asked)
     return asked.leash
 
 

@@ -24,11 +24,11 @@ INFERENCE = frozenset(
 )
 EXACT: dict[str, tuple[str, ...]] = {
     "/": ("GET", "HEAD"),
-    "/healthz": ("GET", "HEAD"),
-    "/readyz": ("GET", "HEAD"),
-    "/api/tags": ("GET", "HEAD"),
+    "/healthz": ("GET",),
+    "/readyz": ("GET",),
+    "/api/tags": ("GET",),
     "/api/ps": ("GET",),
-    "/api/version": ("GET", "HEAD"),
+    "/api/version": ("GET",),
     "/api/show": ("POST",),
     "/v1/models": ("GET",),
 } | dict.fromkeys(INFERENCE, ("POST",))
