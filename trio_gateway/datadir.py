@@ -47,6 +47,7 @@ class State:
     database_url: str
     redis_url: str
     sockets: str
+    ollama_url: str = ""
 
 
 def default_path() -> Path:
@@ -124,9 +125,11 @@ class DataDir:
         """Where `publish` writes."""
         return self.path / "state.json"
 
-    def publish(self, database_url: str, redis_url: str, sockets: Path | None = None) -> None:
-        """Say where the stores are, for `locate` in other processes."""
-        state = State(os.getpid(), database_url, redis_url, str(sockets or ""))
+    def publish(
+        self, database_url: str, redis_url: str, sockets: Path | None = None, ollama_url: str = ""
+    ) -> None:
+        """Say where the stores and Ollama are, for `locate` in other processes."""
+        state = State(os.getpid(), database_url, redis_url, str(sockets or ""), ollama_url)
         self.write("state.json", json.dumps(asdict(state)))
 
     def write(self, name: str, text: str) -> None:
@@ -172,6 +175,15 @@ class DataDir:
 def locate(path: Path) -> tuple[str, str]:
     """Return `(database_url, redis_url)` of the installation that runs on `path`.
 
+    Raises as `state_of`.
+    """
+    state = state_of(path)
+    return state.database_url, state.redis_url
+
+
+def state_of(path: Path) -> State:
+    """Return what the installation that runs on `path` says of itself.
+
     Raises NoInstallation or NotRunning, each with one sentence.
     """
     folder = DataDir(path)
@@ -187,8 +199,7 @@ def locate(path: Path) -> tuple[str, str]:
         os.close(lock)
     if not running or text is None:
         raise NotRunning(f"nothing runs on {folder.path}; {start}")
-    state = State(**json.loads(text))
-    return state.database_url, state.redis_url
+    return State(**json.loads(text))
 
 
 def _try_lock(descriptor: int, seconds: float, *, shared: bool = False) -> bool:

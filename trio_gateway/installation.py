@@ -13,7 +13,7 @@ import trio
 
 from trio_gateway import listening, settings
 from trio_gateway.announcing import Announcement
-from trio_gateway.keeping import StartFailed, say
+from trio_gateway.keeping import StartFailed, say, sentence_of
 from trio_gateway.supervisor import APPLICATION, Plan
 
 if TYPE_CHECKING:
@@ -115,11 +115,16 @@ class Installation:
             await trio.to_thread.run_sync(self._hooks.upgrade, database_url)
             made = await trio.to_thread.run_sync(self._hooks.first_key, database_url)
         except Exception as error:
-            reason = str(error) or type(error).__name__
+            reason = sentence_of(error)
             raise StartFailed(f"the database could not be prepared: {reason}") from error
         self._tenant, self._key = made
         if self.folder is not None:
-            self.folder.publish(database_url, self._given.redis_url, self.folder.sockets())
+            self.folder.publish(
+                database_url,
+                self._given.redis_url,
+                self.folder.sockets(),
+                self._given.ollama_base_url,
+            )
 
     def announce(self) -> None:
         """Tell where everything is; a new token counts as shown from here on."""

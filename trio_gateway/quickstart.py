@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -113,19 +114,26 @@ def _serve(options: ServeOptions, hooks: Hooks) -> None:
     if options.data_dir is not None:
         folder = datadir.DataDir(options.data_dir)
     if not (given.database_url and given.redis_url):
-        database_url, redis_url = datadir.locate(options.data_dir or datadir.default_path())
-        given = given.model_copy(
-            update={
-                "database_url": given.database_url or database_url,
-                "redis_url": given.redis_url or redis_url,
-            }
-        )
+        if options.data_dir is None and (given.database_url or given.redis_url):
+            # the other store would be that of another installation
+            raise settings.BadSettings(["set both DATABASE_URL and REDIS_URL, or use --data-dir"])
+        given = _joined(given, options.data_dir or datadir.default_path())
     with ExitStack() as stack:
         public, admin = _listen(stack, options, hooks, given)
         installation = Installation(given, hooks, public, admin, as_json=options.json)
         if folder is not None:
             installation.token_sha256 = installation.token_sha256 or folder.read(TOKEN_FILE)
         trio.run(run_supervised, installation.plan(options.workers))
+
+
+def _joined(given: settings.Settings, path: Path) -> settings.Settings:
+    """Take the stores, and Ollama where none was named, from the installation on `path`."""
+    state = datadir.state_of(path)
+    found = {"database_url": state.database_url, "redis_url": state.redis_url}
+    named = {"OLLAMA_BASE_URL", "OLLAMA_BASE_URL_FILE"} & os.environ.keys()
+    if state.ollama_url and not named:
+        found["ollama_base_url"] = state.ollama_url
+    return given.model_copy(update=found)
 
 
 def _listen(

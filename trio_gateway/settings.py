@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
@@ -76,6 +77,25 @@ class Settings(BaseModel):
             parts = urlsplit(url.strip())
             if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query:
                 raise ValueError("must be http(s)://host[:port], or several with commas between")
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: str) -> str:
+        for part in filter(None, map(str.strip, value.split(","))):
+            try:
+                ip_network(part, strict=False)
+            except ValueError:
+                raise ValueError("must be addresses or networks, with commas between") from None
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: str) -> str:
+        for part in filter(None, map(str.strip, value.split(","))):
+            parts = urlsplit(part)
+            if part != "*" and (not parts.scheme or not parts.netloc or parts.path):
+                raise ValueError("must be scheme://host[:port] or *, with commas between")
         return value
 
     @field_validator("log_level")

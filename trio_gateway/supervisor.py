@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from trio_gateway import listening
-from trio_gateway.keeping import Kept, StartFailed, Stop, keep, say
+from trio_gateway.keeping import Kept, StartFailed, Stop, keep, say, sentence_of
 from trio_gateway.kept import KeptStore, KeptWorker
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ async def _keep_admin(admin: Serving, *, task_status: trio.TaskStatus[None]) -> 
                     task_status.started()
         except Exception as error:
             if not begun:
-                raise StartFailed(f"the admin listener did not start: {error}") from error
+                reason = sentence_of(error)
+                raise StartFailed(f"the admin listener did not start: {reason}") from error
             say("restarting", what="admin listener", reason=type(error).__name__, pause=1.0)
         await trio.sleep(1)

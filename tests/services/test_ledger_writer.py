@@ -39,9 +39,9 @@ class Counted:
         return await self._ledger.write(rows)
 
 
-async def start(worker, *, busy=False, settle=None):
+async def start(worker, *, others=0, settle=None):
     ledger: Any = Counted(worker.ledger)
-    writer = LedgerWriter(ledger, settle or worker.quota.settle, lambda: busy)
+    writer = LedgerWriter(ledger, settle or worker.quota.settle, lambda: others)
     await worker.nursery.start(writer.run)
     return writer, ledger
 
@@ -70,9 +70,11 @@ async def test_rows_that_come_together_share_a_transaction(worker):
     assert writer.backlog == 0
 
 
-async def test_a_busy_worker_waits_a_moment_for_company(worker):
+async def test_a_busy_worker_waits_a_moment_for_company(worker, monkeypatch):
     """Rows that come within it share its transaction; an idle worker does not wait."""
-    writer, ledger = await start(worker, busy=True)
+    for name in ("LINGER_EACH", "LINGER_MOST"):
+        monkeypatch.setattr(writer_module, name, 0.2)
+    writer, ledger = await start(worker, others=1)
     first = writer.submit(past_row(caller(), 1, NOON))
     await until(writer._wake.is_set)
     await trio.testing.wait_all_tasks_blocked()

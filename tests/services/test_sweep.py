@@ -13,7 +13,7 @@ from trio_gateway.services.quota.keys import INDEX, tenant_keys
 from trio_gateway.services.quota.sweep import Sweeper
 
 TOTAL = Limits(budget=1000, budget_period=Period.TOTAL)
-LEASE = 0.1
+LEASE = 0.25  # seconds
 
 
 @pytest.fixture(scope="module")

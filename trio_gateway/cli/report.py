@@ -113,6 +113,7 @@ def verify(target: Target) -> None:
     else:
         click.echo(_verdict(found))
     if not found["ok"]:
+        click.echo("trio-gateway: the books differ", err=True)
         click.get_current_context().exit(1)
 
 

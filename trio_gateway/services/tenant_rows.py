@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trio_gateway.clients.postgres import NotMigrated
 from trio_gateway.core.domain import ApiKey, Limits, Period, Principal, Tenant
+from trio_gateway.core.models import InvalidModelName, canonical
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -101,7 +103,7 @@ def _tenant(row: Mapping[str, Any]) -> Tenant:
         name=row["t_name"],
         limits=limits_of(row, "t_"),
         all_models=row["t_all_models"],
-        models=frozenset(row["t_models"]),
+        models=_canonical(row["t_models"]),
         allow_cloud=row["t_allow_cloud"],
         weight_share=row["t_weight_share"],
     )
@@ -115,6 +117,15 @@ def _key(row: Mapping[str, Any]) -> ApiKey:
         tenant_id=row["tenant_id"],
         name=row["name"],
         limits=limits_of(row),
-        models=None if models is None else frozenset(models),
+        models=None if models is None else _canonical(models),
         expires_at=row["expires_at"],
     )
+
+
+def _canonical(names: Iterable[str]) -> frozenset[str]:
+    """Spell names as calls are compared; rows may be written by hand. One of no model is none."""
+    found = set()
+    for name in names:
+        with contextlib.suppress(InvalidModelName):
+            found.add(canonical(name).full)
+    return frozenset(found)

@@ -50,6 +50,10 @@ class GatewayApp(QuartTrio):
         handler: Any = self.view_functions[route_of(asked.raw_path)]
         return await handler()
 
+    def log_exception(self, exception_info: Any) -> None:
+        """Keep Quart's tracebacks, with their texts, out of the log."""
+        log.debug("quart_failed", exc_info=exception_info[1])
+
     def begin_drain(self) -> None:
         """Refuse new calls; cut what still runs when the drain time is over."""
         self.gateway.begin_drain()
