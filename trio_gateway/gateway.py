@@ -19,7 +19,7 @@ import trio
 
 from trio_gateway.clients.bridge import open_bridge
 from trio_gateway.clients.hangups import Hangups
-from trio_gateway.clients.postgres import NotMigrated, open_postgres
+from trio_gateway.clients.postgres import BadAddress, NotMigrated, open_postgres
 from trio_gateway.clients.redis import Redis
 from trio_gateway.clients.schema import SCHEMA_VERSION
 from trio_gateway.clients.transport import LeanTransport
@@ -78,7 +78,7 @@ async def open_gateway(
             trio.open_nursery() as nursery,
         ):
             tenants = Tenants(postgres, await _installation_secret(postgres))
-            redis = Redis(settings.redis_url, scripts())
+            redis = _redis(settings.redis_url)
             await _within("Redis", nursery, redis.run)
             live, audit, hangups = Live(), AuditLog(postgres), Hangups()
             gate = await _open_gate(settings, postgres, redis, to_upstream, nursery)
@@ -99,11 +99,11 @@ async def open_gateway(
 
 @contextmanager
 def _start_failures_alone() -> Iterator[None]:
-    """Take CannotStart out of the groups that the nurseries around it made."""
+    """Take what an operator must hear out of the groups that nurseries made around it."""
     try:
         yield
     except BaseExceptionGroup as group:
-        found = group.subgroup(CannotStart)
+        found = group.subgroup((CannotStart, BadAddress))
         while isinstance(found, BaseExceptionGroup):
             found = found.exceptions[0]  # type: ignore[assignment]
         if found is None:
@@ -171,6 +171,13 @@ def _upstream(
     return Upstream(transport, timeouts, report=backends.report)
 
 
+def _redis(url: str) -> Redis:
+    try:
+        return Redis(url, scripts())
+    except ValueError as error:
+        raise CannotStart(str(error)) from None
+
+
 def _checked(settings: Settings) -> tuple[Any, ...]:
     """Require the stores' addresses, and return the networks of trusted proxies."""
     missing = [
@@ -207,6 +214,8 @@ async def _installation_secret(postgres: Postgres) -> bytes:
         raise CannotStart("the database is not migrated; run `trio-gateway migrate`") from None
     except StoreUnavailable:
         raise CannotStart("PostgreSQL at DATABASE_URL cannot be reached") from None
+    except ValueError:  # read at the first use; its text may quote the password
+        raise CannotStart("DATABASE_URL is not a PostgreSQL address") from None
     if version is None or row is None or version["version_num"] != SCHEMA_VERSION:
         raise CannotStart("the database is not at this release; run `trio-gateway migrate`")
     return bytes(row["key_secret"])

@@ -27,6 +27,10 @@ CONNECT_LIMIT = 5.0  # seconds to open, or to wait for, a connection
 COMMAND_LIMIT = 10.0  # seconds for one statement
 
 
+class BadAddress(ValueError):
+    """DATABASE_URL is no address of a PostgreSQL; the text never holds it."""
+
+
 class Duplicate(Exception):
     """A unique constraint refused the row; the argument is the constraint's name."""
 
@@ -123,7 +127,7 @@ async def open_postgres(bridge: Bridge, dsn: str, size: int = 8) -> AsyncIterato
     try:
         pool = await bridge.run(_create_pool, dsn, size)
     except (ValueError, TypeError, asyncpg.ClientConfigurationError) as error:
-        raise ValueError("DATABASE_URL is not a PostgreSQL address") from error
+        raise BadAddress("DATABASE_URL is not a PostgreSQL address") from error
     try:
         yield Postgres(bridge, pool)
     finally:
