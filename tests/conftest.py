@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -13,8 +14,9 @@ from trio_gateway.clients.bridge import open_bridge
 from trio_gateway.clients.postgres import Postgres, open_postgres
 
 
-def pytest_report_header() -> str:
-    return f"stores: {test_stores.CHOICE}"
+def pytest_report_header() -> list[str]:
+    nginx = "found" if shutil.which("nginx") else "MISSING, every test of test_nginx is skipped"
+    return [f"stores: {test_stores.CHOICE}", f"nginx: {nginx}"]
 
 
 @pytest.fixture(scope="session")
