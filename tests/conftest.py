@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 
@@ -19,10 +21,42 @@ def pytest_report_header() -> list[str]:
     return [f"stores: {test_stores.CHOICE}", f"nginx: {nginx}"]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what has no folder of its own, such as blobs, out of the home of whoever tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestStores]:
     with test_stores.running(tmp_path_factory.mktemp("stores")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """An S3 server on loopback; yields its address."""
+    from moto.server import ThreadedMotoServer  # noqa: PLC0415 - takes a second to import
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A bucket of its own, and in the environment what clients need for it."""
+    import boto3  # type: ignore[import-untyped]  # noqa: PLC0415 - as above
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "some-id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "some-secret")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    name = f"bucket-{secrets.token_hex(8)}"
+    return boto3.resource("s3", endpoint_url=s3_server).create_bucket(Bucket=name)
 
 
 @pytest.fixture

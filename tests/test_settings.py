@@ -17,10 +17,50 @@ def test_every_bad_value_is_reported_at_once():
         "TRIO_GATEWAY_LOG_LEVEL": "loud",
         "TRIO_GATEWAY_SLOTS": "1",
         "REDIS_URL_FILE": "/nowhere/at/all",
+        "DATABASE_URL": "mysql://u:hidden@h/d",
+        "TRIO_GATEWAY_DATABASE_LISTEN_URL": "hidden",
+        "TRIO_GATEWAY_BLOB_URL": "file://hidden/folder",
+        "TRIO_GATEWAY_KEEP_ALIVE": "hidden",
     }
     with pytest.raises(settings.BadSettings) as caught:
         settings.load(bad)
     assert all(any(name in line for line in caught.value.problems) for name in bad)
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        (
+            "DATABASE_URL",
+            ["postgresql://u:p@h/d", "postgres://h", "postgresql:///d?host=/run", ""],
+            ["hidden", "http://hidden", "postgresql://", "postgresql+asyncpg://hidden", " hidden"],
+        ),
+        (
+            "REDIS_URL",
+            ["redis://h:6379/0", "rediss://:p@h", "unix:///run/redis.sock?db=1", ""],
+            ["hidden", "h:6379", "http://hidden", "redis://"],
+        ),
+        (
+            "TRIO_GATEWAY_BLOB_URL",
+            ["file:///var/lib/blobs", "file:///a%20b", "s3://bucket", "s3://bucket/a/b/", ""],
+            ["/hidden", "file://hidden", "file:hidden", "file:///h?idden", "s3://", "s3://HIDDEN"],
+        ),
+        (
+            "TRIO_GATEWAY_KEEP_ALIVE",
+            ["5m", "1h30m", "-1", "0", "300", "1.5h", "-1s", "90.5", "250ms"],
+            ["", "m", "5 m", "hidden", "1d", "inf", "nan", "1e3", "5m5", "--1", "5m\n"],
+        ),
+    ],
+)
+def test_an_address_is_read_before_anything_starts(name, good, bad):
+    """What cannot be one is refused by name, and its text, which may hold a password, not shown."""
+    for value in good:
+        settings.load({name: value})
+    for value in bad:
+        with pytest.raises(settings.BadSettings, match=f"^{name}: must be ") as caught:
+            settings.load({name: value})
+        assert "hidden" not in str(caught.value).lower()
 
 
 def test_a_secret_is_read_from_its_file(tmp_path):
@@ -37,7 +77,8 @@ def test_serve_refuses_one_store_alone(monkeypatch, capsys, name):
     """The other store would be that of another installation."""
     for variable in ("DATABASE_URL", "REDIS_URL"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv(name, "redis://127.0.0.1:1/0")
+    scheme = "redis" if name == "REDIS_URL" else "postgresql"
+    monkeypatch.setenv(name, f"{scheme}://127.0.0.1:1/0")
     hooks = Hooks(upgrade=lambda _: None, first_key=lambda _: ("", None))
     assert serve_installation(ServeOptions(bind="127.0.0.1:0"), hooks) == 1
     error = capsys.readouterr().err

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -38,6 +40,7 @@ class World:
     keyring: Keyring
     models: ModelBook
     client: httpx.AsyncClient
+    blobs: Path  # the folder, where no other store was asked for
     tenant: dict[str, Any] = field(default_factory=dict)
     key: dict[str, Any] = field(default_factory=dict)
 
@@ -92,6 +95,13 @@ class World:
 
 
 @contextlib.asynccontextmanager
+async def folder_of(beside: World | None) -> AsyncIterator[Path]:
+    """Lend a folder for blobs, or that of the other world."""
+    with tempfile.TemporaryDirectory(prefix="blobs-", ignore_cleanup_errors=True) as own:
+        yield beside.blobs if beside else Path(own)
+
+
+@contextlib.asynccontextmanager
 async def open_world(
     database_url: str,
     redis_url: str,
@@ -108,6 +118,7 @@ async def open_world(
     """
     simulator = simulator or create_app(models)
     async with (
+        folder_of(beside) as blobs,
         trio.open_nursery() as nursery,
         open_bridge() as bridge,
         open_postgres(bridge, database_url, size=3) as postgres,
@@ -121,7 +132,7 @@ async def open_world(
             database_url=database_url,
             redis_url=redis_url,
             ollama_base_url=upstream,
-            **({"log_level": "error"} | overrides),
+            **({"log_level": "error", "blob_url": blobs.as_uri()} | overrides),
         )
         app = asgi.build(lambda: loaded, transport)
         config = Config()
@@ -145,6 +156,7 @@ async def open_world(
                 Keyring(postgres, secret, "test"),
                 ModelBook(postgres, "test"),
                 client,
+                blobs,
             )
             world.key = beside.key if beside else await world.tenant_with_key("acme")
             world.tenant = await world.accounts.show("acme")

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 COLLECT = (10_000, 20, 50)  # a call makes some hundred objects: the default collects at every few
-SHUTDOWN_LIMIT = 8.0  # seconds for the gateway to close, after the last connection
+SHUTDOWN_LIMIT = 8.0  # seconds for the gateway to close, after the last call or line
 LEAVE_AFTER = 2.0  # seconds for the server's own shutdown to come, after the last call
 
 
@@ -91,7 +91,7 @@ def _configured(app: GatewayApp, loaded: Settings) -> Settings:
     configure(loaded.log_level)
     app.config["MAX_CONTENT_LENGTH"] = loaded.max_body_bytes
     app.config["BODY_TIMEOUT"] = loaded.body_timeout
-    app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = SHUTDOWN_LIMIT
+    app.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = loaded.drain_timeout + SHUTDOWN_LIMIT
     return loaded
 
 

@@ -10,7 +10,7 @@ import os
 import stat
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LOCK_FILE = "trio-gateway.lock"
 LOCK_SECONDS = 0.5
+BLOBS = "blobs"
 # sun_path holds 107 bytes; the longest name below the sockets' folder takes 17
 SOCKET_FOLDER_BYTES = 88
 
@@ -32,11 +33,11 @@ class DataDirInUse(DataDirError):
 
 
 class NotRunning(DataDirError):
-    """Raised by `locate` when nothing runs on the folder."""
+    """Raised by `state_of` when nothing runs on the folder."""
 
 
 class NoInstallation(DataDirError):
-    """Raised by `locate` when the folder does not exist or was never started."""
+    """Raised by `state_of` when the folder does not exist or was never started."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class State:
     redis_url: str
     sockets: str
     ollama_url: str = ""
+    blob_url: str = ""  # of an earlier release: not said, but where `blobs_of` tells
 
 
 def default_path() -> Path:
@@ -56,6 +58,11 @@ def default_path() -> Path:
     # the specification says that a relative path is to be ignored
     root = base if base.is_absolute() else Path.home() / ".local" / "share"
     return root / "trio-gateway"
+
+
+def blobs_of(path: Path) -> str:
+    """Return the address of the blob store inside a folder; nothing is made."""
+    return (path.expanduser().absolute() / BLOBS).as_uri()
 
 
 class DataDir:
@@ -88,7 +95,8 @@ class DataDir:
 
     def _refuse_foreign(self) -> None:
         # closing somebody's home or /tmp to all others would do harm
-        if not (self.path / LOCK_FILE).exists() and any(self.path.iterdir()):
+        others = {path.name for path in self.path.iterdir()} - {BLOBS}  # `serve` may make it
+        if others and LOCK_FILE not in others:
             raise DataDirError(
                 f"{self.path} holds other things: choose a new or an empty directory with "
                 "--data-dir"
@@ -126,10 +134,17 @@ class DataDir:
         return self.path / "state.json"
 
     def publish(
-        self, database_url: str, redis_url: str, sockets: Path | None = None, ollama_url: str = ""
+        self,
+        database_url: str,
+        redis_url: str,
+        sockets: Path | None = None,
+        *,
+        ollama_url: str = "",
+        blob_url: str = "",
     ) -> None:
-        """Say where the stores and Ollama are, for `locate` in other processes."""
-        state = State(os.getpid(), database_url, redis_url, str(sockets or ""), ollama_url)
+        """Say where the stores and Ollama are, for `state_of` in other processes."""
+        sockets_at = str(sockets or "")
+        state = State(os.getpid(), database_url, redis_url, sockets_at, ollama_url, blob_url)
         self.write("state.json", json.dumps(asdict(state)))
 
     def write(self, name: str, text: str) -> None:
@@ -172,15 +187,6 @@ class DataDir:
         return folder
 
 
-def locate(path: Path) -> tuple[str, str]:
-    """Return `(database_url, redis_url)` of the installation that runs on `path`.
-
-    Raises as `state_of`.
-    """
-    state = state_of(path)
-    return state.database_url, state.redis_url
-
-
 def state_of(path: Path) -> State:
     """Return what the installation that runs on `path` says of itself.
 
@@ -199,11 +205,12 @@ def state_of(path: Path) -> State:
         os.close(lock)
     if not running or text is None:
         raise NotRunning(f"nothing runs on {folder.path}; {start}")
-    return State(**json.loads(text))
+    state = State(**json.loads(text))
+    return state if state.blob_url else replace(state, blob_url=blobs_of(folder.path))
 
 
 def _try_lock(descriptor: int, seconds: float, *, shared: bool = False) -> bool:
-    # `locate` locks for an instant to see whether it can: hence a few tries
+    # `state_of` locks for an instant to see whether it can: hence a few tries
     deadline = time.monotonic() + seconds
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:

@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from trio_gateway import datadir
+from trio_gateway.batching import make_engine
+from trio_gateway.clients.blobs import BadBlobUrl, open_blobs
 from trio_gateway.clients.bridge import open_bridge
 from trio_gateway.clients.hangups import Hangups
 from trio_gateway.clients.postgres import BadAddress, NotMigrated, open_postgres
@@ -24,11 +27,16 @@ from trio_gateway.clients.redis import Redis
 from trio_gateway.clients.schema import SCHEMA_VERSION
 from trio_gateway.clients.transport import LeanTransport
 from trio_gateway.clients.upstream import Timeouts, Upstream
+from trio_gateway.core.causes import first_of
 from trio_gateway.core.errors import StoreUnavailable
 from trio_gateway.pipeline.gate import Gate, Rules
 from trio_gateway.services.audit import AuditLog
 from trio_gateway.services.backends import Backends
+from trio_gateway.services.batches.book import BatchBook
 from trio_gateway.services.catalog import Catalog
+from trio_gateway.services.files.files import Files
+from trio_gateway.services.files.janitor import Janitor
+from trio_gateway.services.files.marker import tell_of_marker
 from trio_gateway.services.ledger.ledger import Ledger
 from trio_gateway.services.ledger.retention import Retention
 from trio_gateway.services.ledger.writer import LedgerWriter
@@ -40,6 +48,7 @@ from trio_gateway.services.quota.quota import Quota
 from trio_gateway.services.quota.renewal import Renewals
 from trio_gateway.services.quota.sweep import Sweeper
 from trio_gateway.services.revocation import Revocations
+from trio_gateway.services.tenant_rows import read_installation_secret
 from trio_gateway.services.tenants import Tenants
 from trio_gateway.web.cors import Cors
 from trio_gateway.web.credentials import trusted_networks
@@ -50,6 +59,8 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from trio_gateway.clients.blobs import Blobs
+    from trio_gateway.clients.bridge import Bridge
     from trio_gateway.clients.postgres import Postgres
     from trio_gateway.settings import Settings
 
@@ -77,24 +88,68 @@ async def open_gateway(
             open_postgres(bridge, settings.database_url) as postgres,
             trio.open_nursery() as nursery,
         ):
-            tenants = Tenants(postgres, await _installation_secret(postgres))
-            redis = _redis(settings.redis_url)
-            await _within("Redis", nursery, redis.run)
-            live, audit, hangups = Live(), AuditLog(postgres), Hangups()
-            gate = await _open_gate(settings, postgres, redis, to_upstream, nursery)
-            listen_dsn = settings.database_listen_url or settings.database_url
-            revocations = Revocations(bridge, listen_dsn, tenants, live, gate.policies.refresh)
-            await nursery.start(hangups.run)
-            await nursery.start(audit.run)
-            await _within("PostgreSQL", nursery, revocations.run)
-            heard = (live, audit, redis, revocations, hangups, Cors(settings.cors_origins))
+            gateway = await _open_services(settings, bridge, postgres, to_upstream, nursery)
+            gateway.trusted = networks
             try:
-                yield Gateway(settings, gate, tenants, *heard, nursery, networks)
+                yield gateway
             finally:
-                with trio.move_on_after(FLUSH_LIMIT, shield=True):
-                    await gate.writer.drained()
-                    await audit.flush()
+                limit = settings.drain_timeout + FLUSH_LIMIT
+                with trio.move_on_after(limit, shield=True):
+                    await _close(gateway)
                 nursery.cancel_scope.cancel()
+
+
+async def _open_services(
+    settings: Settings,
+    bridge: Bridge,
+    postgres: Postgres,
+    transport: httpx.AsyncBaseTransport,
+    nursery: trio.Nursery,
+) -> Gateway:
+    """Wire everything, and start its tasks."""
+    tenants = Tenants(postgres, await _installation_secret(postgres))
+    redis = _redis(settings.redis_url)
+    await _within("Redis", nursery, redis.run)
+    live, audit, hangups, blobs = Live(), AuditLog(postgres), Hangups(), _blobs(settings)
+    gate = await _open_gate(settings, postgres, redis, transport, nursery)
+    engine = make_engine(settings, postgres, blobs, gate, tenants, live)
+    listen_dsn = settings.database_listen_url or settings.database_url
+    refresh = gate.policies.refresh
+    revocations = Revocations(bridge, listen_dsn, tenants, live, refresh, engine.changed)
+    await nursery.start(hangups.run)
+    await nursery.start(audit.run)
+    await _within("PostgreSQL", nursery, revocations.run)
+    nursery.start_soon(tell_of_marker, postgres, blobs)
+    await nursery.start(Janitor(postgres, blobs, settings.sweep_interval).run)
+    await nursery.start(engine.run)
+    return Gateway(
+        settings=settings,
+        gate=gate,
+        tenants=tenants,
+        live=live,
+        audit=audit,
+        redis=redis,
+        revocations=revocations,
+        hangups=hangups,
+        cors=Cors(settings.cors_origins),
+        files=Files(postgres, settings.tenant_file_bytes),
+        blobs=blobs,
+        batches=BatchBook(postgres),
+        engine=engine,
+        nursery=nursery,
+    )
+
+
+async def _close(gateway: Gateway) -> None:
+    """Let lines under way end within the drain time; then store the last rows."""
+    gateway.begin_drain()  # not everyone who stops the server has said so
+    with trio.move_on_after(gateway.settings.drain_timeout):
+        await gateway.engine.stopped.wait()
+    gateway.cut_all()
+    with trio.move_on_after(FLUSH_LIMIT / 2):
+        await gateway.engine.stopped.wait()
+    await gateway.gate.writer.drained()
+    await gateway.audit.flush()
 
 
 @contextmanager
@@ -104,11 +159,9 @@ def _start_failures_alone() -> Iterator[None]:
         yield
     except BaseExceptionGroup as group:
         found = group.subgroup((CannotStart, BadAddress))
-        while isinstance(found, BaseExceptionGroup):
-            found = found.exceptions[0]  # type: ignore[assignment]
         if found is None:
             raise
-        raise found from None  # noqa: ASYNC123 - the groups say nothing that the sentence does not
+        raise first_of(found) from None  # noqa: ASYNC123 - the groups say nothing that the sentence does not
 
 
 async def _open_gate(
@@ -178,6 +231,13 @@ def _redis(url: str) -> Redis:
         raise CannotStart(str(error)) from None
 
 
+def _blobs(settings: Settings) -> Blobs:
+    try:
+        return open_blobs(settings.blob_url or datadir.blobs_of(datadir.default_path()))
+    except BadBlobUrl as error:
+        raise CannotStart(str(error)) from None
+
+
 def _checked(settings: Settings) -> tuple[Any, ...]:
     """Require the stores' addresses, and return the networks of trusted proxies."""
     missing = [
@@ -209,16 +269,16 @@ def _rules(settings: Settings) -> Rules:
 async def _installation_secret(postgres: Postgres) -> bytes:
     try:
         version = await postgres.fetch_one("SELECT version_num FROM gateway.alembic_version")
-        row = await postgres.fetch_one("SELECT key_secret FROM gateway.installation")
-    except NotMigrated:
-        raise CannotStart("the database is not migrated; run `trio-gateway migrate`") from None
+        secret = await read_installation_secret(postgres)
+    except NotMigrated as error:
+        raise CannotStart(str(error)) from None
     except StoreUnavailable:
         raise CannotStart("PostgreSQL at DATABASE_URL cannot be reached") from None
     except ValueError:  # read at the first use; its text may quote the password
         raise CannotStart("DATABASE_URL is not a PostgreSQL address") from None
-    if version is None or row is None or version["version_num"] != SCHEMA_VERSION:
+    if version is None or version["version_num"] != SCHEMA_VERSION:
         raise CannotStart("the database is not at this release; run `trio-gateway migrate`")
-    return bytes(row["key_secret"])
+    return secret
 
 
 async def _within(name: str, nursery: trio.Nursery, task: Any) -> None:

@@ -13,7 +13,8 @@ import trio
 
 from trio_gateway import listening, settings
 from trio_gateway.announcing import Announcement
-from trio_gateway.keeping import StartFailed, say, sentence_of
+from trio_gateway.core.causes import sentence_of
+from trio_gateway.keeping import StartFailed, say
 from trio_gateway.supervisor import APPLICATION, Plan
 
 if TYPE_CHECKING:
@@ -123,7 +124,8 @@ class Installation:
                 database_url,
                 self._given.redis_url,
                 self.folder.sockets(),
-                self._given.ollama_base_url,
+                ollama_url=self._given.ollama_base_url,
+                blob_url=self._given.blob_url,
             )
 
     def announce(self) -> None:

@@ -111,10 +111,3 @@ async def keep(
         pause = min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE)
         say("restarting", what=kept.name, reason=reason, pause=pause)
         await trio.sleep(pause)
-
-
-def sentence_of(error: BaseException) -> str:
-    """Return the first line of the first error inside groups of groups, or its type."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return str(error).split("\n")[0] or type(error).__name__

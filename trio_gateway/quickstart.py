@@ -15,7 +15,7 @@ from trio_gateway import datadir, listening, ollama_probe, settings
 from trio_gateway.embedded import stores
 from trio_gateway.embedded.store import Store, StoreFailed
 from trio_gateway.installation import TOKEN_FILE, Hooks, Installation
-from trio_gateway.keeping import StartFailed
+from trio_gateway.keeping import StartFailed, say
 from trio_gateway.kept import KeptCompanion
 from trio_gateway.supervisor import run_supervised
 
@@ -98,7 +98,7 @@ def _quickstart(options: QuickstartOptions, hooks: Hooks) -> None:
             update={
                 "database_url": given.database_url or both.database_url,
                 "redis_url": given.redis_url or both.redis_url,
-                "blob_url": given.blob_url or _blobs(folder),
+                "blob_url": given.blob_url or datadir.blobs_of(folder.path),
             }
         )
         installation = Installation(given, hooks, public, admin, as_json=options.json)
@@ -118,6 +118,8 @@ def _serve(options: ServeOptions, hooks: Hooks) -> None:
             # the other store would be that of another installation
             raise settings.BadSettings(["set both DATABASE_URL and REDIS_URL, or use --data-dir"])
         given = _joined(given, options.data_dir or datadir.default_path())
+    if not given.blob_url:
+        given = given.model_copy(update={"blob_url": _local_blobs(options.data_dir)})
     with ExitStack() as stack:
         public, admin = _listen(stack, options, hooks, given)
         installation = Installation(given, hooks, public, admin, as_json=options.json)
@@ -133,7 +135,17 @@ def _joined(given: settings.Settings, path: Path) -> settings.Settings:
     named = {"OLLAMA_BASE_URL", "OLLAMA_BASE_URL_FILE"} & os.environ.keys()
     if state.ollama_url and not named:
         found["ollama_base_url"] = state.ollama_url
+    if not given.blob_url:
+        found["blob_url"] = state.blob_url
     return given.model_copy(update=found)
+
+
+def _local_blobs(data_dir: Path | None) -> str:
+    """Keep files beside the installation that was named, or where nobody else would look."""
+    if data_dir is None:
+        reason = "TRIO_GATEWAY_BLOB_URL is not set: files stay on this machine alone"
+        say("blobs_local", reason=reason)
+    return datadir.blobs_of(data_dir or datadir.default_path())
 
 
 def _listen(
@@ -166,12 +178,6 @@ def _simulator(stack: ExitStack) -> tuple[KeptCompanion, str]:
         [descriptor],
         partial(ollama_probe.answers, url),
     ), url
-
-
-def _blobs(folder: datadir.DataDir) -> str:
-    path = folder.path / "blobs"
-    path.mkdir(mode=0o700, exist_ok=True)
-    return path.as_uri()
 
 
 def _explained(work: Callable[[], None]) -> int:

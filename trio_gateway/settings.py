@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,13 @@ UNPREFIXED = ("DATABASE_URL", "REDIS_URL", "OLLAMA_BASE_URL")
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1)]
+
+_POSTGRES = re.compile(r"postgres(?:ql)?://.")
+_REDIS = re.compile(r"(?:rediss?|unix)://.")
+_FOLDER = re.compile(r"file:///[^?#]*")
+_BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[A-Za-z0-9._/-]*)?")
+_SECONDS = re.compile(r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?")
+_DURATION = re.compile(r"-?(?:[0-9]{1,9}(?:\.[0-9]{1,9})?(?:ns|us|ms|s|m|h))+")  # as Go reads one
 
 
 class BadSettings(Exception):
@@ -46,7 +54,10 @@ class Settings(BaseModel):
     default_max_output_tokens: Count = 2048
     max_body_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
     max_file_bytes: Count = 200 * 1024 * 1024
+    tenant_file_bytes: Count = 10 * 1024 * 1024 * 1024
     batch_concurrency: Count = 4
+    batch_attempts: Count = 6
+    tenant_batches: Count = 20
     blob_url: str = ""
     trusted_proxies: str = ""
     cors_origins: str = ""
@@ -63,12 +74,41 @@ class Settings(BaseModel):
     body_timeout: Seconds = 60
     drain_timeout: Annotated[float, Field(ge=0, le=86_400)] = 30
     hold_lease: Annotated[float, Field(ge=0.5, le=3600)] = 15
+    batch_lease: Annotated[float, Field(ge=1, le=3600)] = 30
     sweep_interval: Seconds = 5
     discovery_interval: Seconds = 10
     discovery_ttl: Seconds = 60
     sse_keepalive: Annotated[float, Field(ge=0, le=3600)] = 0
     keep_alive: str = "5m"
     ledger_retention_days: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("database_url", "database_listen_url")
+    @classmethod
+    def _postgres(cls, value: str) -> str:
+        if value and not _POSTGRES.match(value):
+            raise ValueError("must be a PostgreSQL address, postgresql://...")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, value: str) -> str:
+        if value and not _REDIS.match(value):
+            raise ValueError("must be a Redis address: redis://..., rediss://... or unix://...")
+        return value
+
+    @field_validator("blob_url")
+    @classmethod
+    def _blobs(cls, value: str) -> str:
+        if value and not (_FOLDER.fullmatch(value) or _BUCKET.fullmatch(value)):
+            raise ValueError("must be file:///folder or s3://bucket[/prefix]")
+        return value
+
+    @field_validator("keep_alive")
+    @classmethod
+    def _keep_alive(cls, value: str) -> str:
+        if not (_SECONDS.fullmatch(value) or _DURATION.fullmatch(value)):
+            raise ValueError("must be a duration such as 5m or 1h30m, seconds, 0, or -1 for ever")
+        return value
 
     @field_validator("ollama_base_url")
     @classmethod

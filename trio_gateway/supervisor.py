@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from trio_gateway import listening
-from trio_gateway.keeping import Kept, StartFailed, Stop, keep, say, sentence_of
+from trio_gateway.core.causes import sentence_of
+from trio_gateway.keeping import Kept, StartFailed, Stop, keep, say
 from trio_gateway.kept import KeptStore, KeptWorker
 
 if TYPE_CHECKING:

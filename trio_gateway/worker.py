@@ -24,6 +24,7 @@ from hypercorn.trio import serve
 from hypercorn.utils import LifespanFailureError, LifespanTimeoutError
 
 from trio_gateway import settings
+from trio_gateway.core.causes import first_of, sentence_of
 from trio_gateway.listening import BACKLOG
 
 if TYPE_CHECKING:
@@ -125,7 +126,8 @@ def configure(sockets: list[str], drain_timeout: float) -> Config:
     config.h11_max_incomplete_size = 64 * 1024
     config.keep_alive_timeout = 75
     config.keep_alive_max_requests = 1_000_000
-    config.shutdown_timeout = SHUTDOWN_SECONDS
+    # lines of batches have no connection: what of them is under way ends in the lifespan
+    config.shutdown_timeout = drain_timeout + SHUTDOWN_SECONDS
     config.graceful_timeout = drain_timeout + GRACE_SECONDS
     return config
 
@@ -191,7 +193,7 @@ def _call(application: Any, name: str) -> None:
 
 
 def _explain(error: BaseException) -> int:
-    error = _first(error)
+    error = first_of(error)
     if isinstance(error, settings.BadSettings):
         text = "\n".join(error.problems)
     elif isinstance(error, LifespanTimeoutError):
@@ -202,17 +204,9 @@ def _explain(error: BaseException) -> int:
     return CANNOT_START
 
 
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
 def _sentence(error: BaseException) -> str:
-    error = _first(error)
-    if isinstance(error, CannotStart):
-        return error.reason
-    return str(error).split("\n")[0] or type(error).__name__
+    first = first_of(error)
+    return first.reason if isinstance(first, CannotStart) else sentence_of(first)
 
 
 if __name__ == "__main__":

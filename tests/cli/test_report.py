@@ -8,9 +8,13 @@ from http.server import BaseHTTPRequestHandler
 
 import pytest
 import redis
+import trio
 
 from trio_gateway.cli.finding import clock
-from trio_gateway.clients.postgres import run_once
+from trio_gateway.clients.blobs import open_blobs
+from trio_gateway.clients.bridge import open_bridge
+from trio_gateway.clients.postgres import open_postgres, run_once
+from trio_gateway.services.files.marker import check_marker
 
 BOOKED = """
 INSERT INTO gateway.ledger (request_id, tenant_id, key_id, model, outcome, prompt_tokens,
@@ -87,7 +91,7 @@ def test_comparing_the_books_needs_redis(cli, monkeypatch):
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
     cli("ledger", "verify").refused("Redis cannot be used at 127.0.0.1:1/0")
     monkeypatch.setenv("REDIS_URL", "nonsense")
-    cli("ledger", "verify").refused("REDIS_URL is not a Redis address")
+    cli("ledger", "verify").refused("REDIS_URL: must be a Redis address")
     monkeypatch.delenv("REDIS_URL")
     cli("ledger", "verify").refused("REDIS_URL is not")
 
@@ -138,6 +142,7 @@ def test_the_doctor_finds_a_good_installation_good(cli, ollama):
         "redis memory",
         "redis persistence",
         "redis clock",
+        "blobs",
         "ollama",
         "disk",
     }
@@ -218,3 +223,49 @@ def test_the_doctor_reports_bad_settings_first(cli, monkeypatch):
     (finding,) = json.loads(answer.out)
     assert finding["check"] == "settings"
     assert "TRIO_GATEWAY_BOGUS" in finding["detail"]
+
+
+def test_the_doctor_knows_whether_the_files_are_here(cli, database, tmp_path, monkeypatch):
+    """Empty before the first start; then the store must be the marked one, and usable."""
+
+    def blobs(url=None):
+        if url is not None:
+            monkeypatch.setenv("TRIO_GATEWAY_BLOB_URL", url)
+        found = {finding["check"]: finding for finding in json.loads(cli("doctor", "--json").out)}
+        return found["blobs"]
+
+    shared = tmp_path / "shared"
+    assert blobs(shared.as_uri())["state"] == "ok"
+    assert "empty" in blobs()["detail"]
+    assert not shared.exists()
+
+    async def start():
+        async with open_bridge() as bridge, open_postgres(bridge, database, size=1) as postgres:
+            assert await check_marker(postgres, open_blobs(shared.as_uri()))
+
+    trio.run(start)
+    assert (blobs()["state"], str(shared) in blobs()["detail"]) == ("ok", True)
+    for other in ("never made", "own"):
+        if other == "own":
+            (tmp_path / other).mkdir()
+        found = blobs((tmp_path / other).as_uri())
+        assert found["state"] == "fail"
+        assert "TRIO_GATEWAY_BLOB_URL" in found["advice"]
+    (tmp_path / "a file").touch()
+    assert blobs((tmp_path / "a file").as_uri())["state"] == "fail"
+    (shared / "markers").rename(shared / "kept")
+    (shared / "markers").symlink_to("markers")
+    found = blobs(shared.as_uri())
+    assert (found["state"], "cannot be read" in found["detail"]) == ("fail", True)
+
+
+def test_the_doctor_fails_for_a_bucket_that_does_not_answer(cli, database, monkeypatch):
+    """It says where to look, and shows none of the keys."""
+    monkeypatch.setenv("TRIO_GATEWAY_BLOB_URL", "s3://bucket/prefix")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "hidden")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+    answer = cli("doctor", "--json")
+    (found,) = [found for found in json.loads(answer.out) if found["check"] == "blobs"]
+    assert (found["state"], "AWS_" in found["advice"]) == ("fail", True)
+    assert "hidden" not in answer.out + answer.err

@@ -4,13 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_gateway.core.domain import ApiKey, CatalogModel, ModelPolicy, Principal, Tenant
-from trio_gateway.core.errors import ModelNotFound
+from trio_gateway.core.domain import ApiKey, CatalogModel, Tenant
 from trio_gateway.core.models import (
     MAX_NAME,
     InvalidModelName,
     allowed,
-    authorize,
     canonical,
     effective,
     is_cloud,
@@ -202,19 +200,17 @@ def test_cloud_needs_the_tenants_consent():
     assert allowed(opted, key(), "m:cloud", cloud=True, blocked=False)
 
 
-def test_authorize_raises_one_error_for_every_reason():
-    """Blocked, not granted and cloud are told apart by nobody."""
-    caller = Principal(tenant(models=ONLY), key())
-    authorize(caller, canonical("LLAMA3"))
-    authorize(caller, canonical("llama3"), ModelPolicy("llama3:latest"))
-    with pytest.raises(ModelNotFound):
-        authorize(caller, canonical("other"))
-    with pytest.raises(ModelNotFound):
-        authorize(caller, canonical("llama3"), ModelPolicy("llama3:latest", blocked=True))
-    with pytest.raises(ModelNotFound):
-        authorize(caller, canonical("llama3"), remote=True)
-    with pytest.raises(ModelNotFound):
-        authorize(Principal(tenant(all_models=True), key()), canonical("llama3:8b-Cloud"))
+def test_a_grant_holds_for_every_spelling_and_for_a_local_model_alone():
+    """What is compared is the canonical name; a granted name that runs elsewhere is denied."""
+    owner = tenant(models=ONLY)
+    for name in SPELLINGS:
+        assert allowed(owner, key(), canonical(name).full, cloud=False, blocked=False)
+    assert not allowed(owner, key(), canonical("other").full, cloud=False, blocked=False)
+    assert not allowed(owner, key(), "llama3:latest", cloud=True, blocked=False)
+    cloud = is_cloud("llama3:8b-Cloud")
+    assert not allowed(
+        tenant(all_models=True), key(), "llama3:8b-cloud", cloud=cloud, blocked=False
+    )
 
 
 def test_effective_keeps_order_and_drops_what_is_not_allowed():

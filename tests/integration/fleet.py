@@ -191,24 +191,26 @@ def ollama(folder: Path, models: Sequence[str] = MODELS) -> Iterator[Ollama]:
 def fleet(
     how: str, folder: Path, stores: Sequence[str], ollama_url: str, **settings: Any
 ) -> Iterator[Fleet]:
-    """Run two workers until the block ends.
+    """Run two workers until the block ends, or `workers` where the settings name that.
 
     `stores` are the addresses of PostgreSQL and Redis; settings are names in lower case.
     """
     database_url, redis_url = stores
+    workers = str(settings.pop("workers", 2))
     environ = {
         "DATABASE_URL": database_url,
         "REDIS_URL": redis_url,
         "OLLAMA_BASE_URL": ollama_url,
+        "TRIO_GATEWAY_BLOB_URL": (folder / "blobs").as_uri(),
     } | {f"TRIO_GATEWAY_{name.upper()}": str(value) for name, value in settings.items()}
     log = folder / f"{how}.log"
     earlier = len(log.read_text()) if log.exists() else 0
     if how == "serve":
-        words = [script("trio-gateway"), "serve", "--json", "--workers", "2"]
+        words = [script("trio-gateway"), "serve", "--json", "--workers", workers]
         words += ["--bind", "127.0.0.1:0"]
     else:
         graceful = str(settings.get("drain_timeout", 30))
-        words = [script("hypercorn"), "--worker-class", "trio", "-w", "2"]
+        words = [script("hypercorn"), "--worker-class", "trio", "-w", workers]
         words += ["--bind", "127.0.0.1:0", "--graceful-timeout", graceful, "trio_gateway.asgi:app"]
     running = Fleet(words, log, **environ)
     running.database_url, running.redis_url = database_url, redis_url
@@ -216,7 +218,7 @@ def fleet(
         if how == "serve":
             running.base_url = running.line()["base_url"]
         else:
-            running.base_url = _announced(running, earlier)
+            running.base_url = _announced(running, earlier, int(workers))
         yield running
     except BaseException:
         sys.stderr.write(f"--- stderr of {how}:\n{running.said[-6000:]}\n---\n")
@@ -225,11 +227,11 @@ def fleet(
         running.destroy()
 
 
-def _announced(running: Fleet, earlier: int) -> str:
+def _announced(running: Fleet, earlier: int, workers: int) -> str:
     deadline = time.monotonic() + START_LIMIT
     while True:
         found = re.findall(r"Running on (http://\S+)", running.said[earlier:])
-        if len(found) >= 2:
+        if len(found) >= workers:
             running.descendants()
             return str(found[0])
         assert running.popen.poll() is None, running.said

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from trio_gateway.core import errors
-from trio_gateway.web.routes import EXACT, MODEL_METHODS
+from trio_gateway.web.routes import EXACT, MODEL_ROUTE, NAMED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -16,36 +16,52 @@ if TYPE_CHECKING:
 MODEL = "qwen3:8b"
 EMBEDDER = "nomic-embed-text"
 
+ABSENT = "file-absent"
+BOUNDARY = "0123456789"
+FORM = f"multipart/form-data; boundary={BOUNDARY}"
+
 # A new route has to be put here, and so meets every control below.
 KINDS = {
-    "/": "open",
-    "/healthz": "open",
-    "/readyz": "ready",
-    "/api/tags": "listing",
-    "/api/ps": "listing",
-    "/api/version": "listing",
-    "/v1/models": "listing",
-    "/v1/models/{model}": "named",
-    "/api/show": "show",
-    "/api/chat": "inference",
-    "/api/generate": "inference",
-    "/api/embed": "inference",
-    "/api/embeddings": "inference",
-    "/v1/chat/completions": "inference",
-    "/v1/completions": "inference",
-    "/v1/embeddings": "inference",
+    "GET /": "open",
+    "HEAD /": "open",
+    "GET /healthz": "open",
+    "GET /readyz": "ready",
+    "GET /api/tags": "listing",
+    "GET /api/ps": "listing",
+    "GET /api/version": "listing",
+    "GET /v1/models": "listing",
+    "GET /v1/models/{model}": "named",
+    "POST /api/show": "show",
+    "POST /api/chat": "inference",
+    "POST /api/generate": "inference",
+    "POST /api/embed": "inference",
+    "POST /api/embeddings": "inference",
+    "POST /v1/chat/completions": "inference",
+    "POST /v1/completions": "inference",
+    "POST /v1/embeddings": "inference",
+    "GET /v1/files": "listing",
+    "POST /v1/files": "upload",
+    "GET /v1/files/{id}": "absent",
+    "DELETE /v1/files/{id}": "absent",
+    "GET /v1/files/{id}/content": "absent",
+    "GET /v1/batches": "listing",
+    "POST /v1/batches": "create",
+    "GET /v1/batches/{id}": "absent",
+    "POST /v1/batches/{id}/cancel": "absent",
 }
-TABLE = {**EXACT, "/v1/models/{model}": MODEL_METHODS}
+TABLE = {path.replace(MODEL_ROUTE, "/v1/models/{model}"): m for path, m in (EXACT | NAMED).items()}
 
 Outcome = type[errors.GatewayError] | int
-ALL = ("open", "ready", "listing", "named", "show", "inference")
-GUARDED = ("listing", "named", "show", "inference")
+GUARDED = ("listing", "named", "show", "inference", "upload", "create", "absent")
+ALL = ("open", "ready", *GUARDED)
 OPEN = {"open": 200, "ready": 200}
+NAMING = ("named", "show", "inference")  # a model
+READING = ("show", "inference", "create")  # JSON
 
 
 def _refused(error: type[errors.GatewayError], *kinds: str) -> dict[str, Outcome]:
-    """Expect the error on these kinds, and success on all others."""
-    return {kind: error if kind in kinds else 200 for kind in ALL}
+    """Expect the error on these kinds, and on all others what each answers if nothing is wrong."""
+    return dict.fromkeys(ALL, 200) | {"absent": errors.NotFound} | dict.fromkeys(kinds, error)
 
 
 EXPECTED: Mapping[str, Mapping[str, Outcome]] = {
@@ -56,12 +72,12 @@ EXPECTED: Mapping[str, Mapping[str, Outcome]] = {
     "two keys": _refused(errors.InvalidCall, *ALL),
     "two lengths": _refused(errors.InvalidCall, *ALL),
     "wrong method": _refused(errors.MethodNotAllowed, *ALL),
-    "forbidden model": _refused(errors.ModelNotFound, "named", "show", "inference"),
-    "unknown model": _refused(errors.ModelNotFound, "named", "show", "inference"),
+    "forbidden model": _refused(errors.ModelNotFound, *NAMING),
+    "unknown model": _refused(errors.ModelNotFound, *NAMING),
     "content encoding": _refused(errors.UnsupportedMedia, *GUARDED),
-    "body too large": _refused(errors.CallTooLarge, "show", "inference"),
-    "duplicate key in the body": _refused(errors.InvalidCall, "show", "inference"),
-    "no JSON": _refused(errors.InvalidCall, "show", "inference"),
+    "body too large": _refused(errors.CallTooLarge, *READING) | {"upload": errors.InvalidCall},
+    "duplicate key in the body": _refused(errors.InvalidCall, *READING, "upload"),
+    "no JSON": _refused(errors.InvalidCall, *READING, "upload"),
     "no requests left": _refused(errors.RateLimited, "inference"),
     "no budget left": _refused(errors.BudgetExhausted, "inference"),
     "draining": _refused(errors.ShuttingDown, *GUARDED) | {"ready": 503},
@@ -84,8 +100,8 @@ class Case:
 
     @property
     def target(self) -> str:
-        """The path, with the model where it names one."""
-        return self.path.replace("{model}", self.model)
+        """The path, with the model or the id where it names one."""
+        return self.path.replace("{model}", self.model).replace("{id}", ABSENT)
 
 
 def cases(key: str, control: Callable[[Case], None] | None = None) -> list[Case]:
@@ -93,17 +109,32 @@ def cases(key: str, control: Callable[[Case], None] | None = None) -> list[Case]
     made = []
     for path, methods in TABLE.items():
         for method in methods:
-            case = Case(method, path, KINDS[path], MODEL, [("Authorization", f"Bearer {key}")])
+            kind = KINDS[f"{method} {path}"]
+            case = Case(method, path, kind, MODEL, [("Authorization", f"Bearer {key}")])
+            if kind == "upload":
+                case.headers.append(("Content-Type", FORM))
             if control is not None:
                 control(case)
             if method == "POST" and case.body is None:
-                case.body = orjson.dumps(body_of(path, case.model))
+                case.body = (
+                    upload() if kind == "upload" else orjson.dumps(body_of(path, case.model))
+                )
             made.append(case)
     return made
 
 
+def upload() -> bytes:
+    """Return the least form that stores a file."""
+    parts = ('name="purpose"\r\n\r\nevals', 'name="file"; filename="a"\r\n\r\nx')
+    said = [f"--{BOUNDARY}\r\nContent-Disposition: form-data; {part}\r\n" for part in parts]
+    return f"{''.join(said)}--{BOUNDARY}--\r\n".encode()
+
+
 def body_of(path: str, model: str) -> dict[str, Any]:
     """Return the least body that a route takes."""
+    if path == "/v1/batches":
+        endpoint = "/v1/embeddings"
+        return {"input_file_id": ABSENT, "endpoint": endpoint, "completion_window": "24h"}
     if model == MODEL and "embed" in path:
         model = EMBEDDER
     if "chat" in path:

@@ -144,15 +144,18 @@ def test_an_admin_token_of_the_operators_own_is_used_and_not_shown(quickstart, t
 
 
 def test_other_commands_find_a_running_installation_and_only_a_running_one(quickstart, tmp_path):
-    """`locate` returns the stores while it runs; before and after it says how to start one."""
+    """`state_of` returns the stores while it runs; before and after it says how to start one."""
     folder = tmp_path / "installation"
     with pytest.raises(datadir.NoInstallation, match="quickstart --data-dir"):
-        datadir.locate(folder)
+        datadir.state_of(folder)
     running = quickstart()
-    assert datadir.locate(folder) == (running.told["database_url"], running.told["redis_url"])
+    found = datadir.state_of(folder)
+    assert found.database_url == running.told["database_url"]
+    assert found.redis_url == running.told["redis_url"]
+    assert found.blob_url == (folder / "blobs").as_uri()
     running.stop()
     with pytest.raises(datadir.NotRunning, match="quickstart --data-dir"):
-        datadir.locate(folder)
+        datadir.state_of(folder)
 
 
 def test_serve_on_the_same_installation_is_a_second_machine(quickstart, launch, tmp_path):
@@ -163,8 +166,24 @@ def test_serve_on_the_same_installation_is_a_second_machine(quickstart, launch, 
     assert (second.told["api_key"], second.told["admin_token"]) == (None, None)
     assert second.get() != running.get()
     assert list(second.children()) == ["worker"]
+    worker = Path(f"/proc/{second.children()['worker'][0]}/environ").read_bytes()
+    blobs = (tmp_path / "installation" / "blobs").as_uri()
+    assert f"TRIO_GATEWAY_BLOB_URL={blobs}".encode() in worker.split(b"\0")
     assert second.stop()[0] == 0
     assert running.get()
+
+
+def test_serve_warns_where_files_stay_on_one_machine(launch, tmp_path):
+    """Once, with the name of the setting; not where a store was named."""
+    stores = {"DATABASE_URL": "postgresql://h/x", "REDIS_URL": "redis://h", "XDG_DATA_HOME": "/tmp"}
+    for named, times in (({}, 1), ({"TRIO_GATEWAY_BLOB_URL": tmp_path.as_uri()}, 0)):
+        running = launch("serve", **stores, **named).read_ready()
+        worker = Path(f"/proc/{running.children()['worker'][0]}/environ").read_bytes()
+        code, _, err = running.stop()
+        assert code == 0
+        assert err.count('"event": "blobs_local"') == err.count("BLOB_URL") == times
+        expected = named.get("TRIO_GATEWAY_BLOB_URL", "file:///tmp/trio-gateway/blobs")
+        assert f"TRIO_GATEWAY_BLOB_URL={expected}".encode() in worker.split(b"\0")
 
 
 def test_serve_without_stores_says_where_it_looked(launch, tmp_path):

@@ -73,6 +73,18 @@ async def test_started_means_that_the_first_look_is_over(redis_url, backend):
         assert [model.name for model in catalog.models()] == ["llama3.2:latest", "qwen3:8b"]
 
 
+async def test_it_is_complete_while_every_host_was_looked_at_lately(redis_url, backend):
+    """One host that was never seen, or not for its time to live, makes it incomplete."""
+    other = backend + "1"
+    hosts = Hosts(**{backend: ["llama3.2:latest"]})
+    async with opened(redis_url, hosts, backend, other, ttl=0.3) as catalog:
+        assert not catalog.complete
+        hosts.models[other] = []
+        await until(lambda: catalog.complete)
+        hosts.models[backend] = None
+        await until(lambda: not catalog.complete)
+
+
 async def test_a_host_that_never_answered_has_no_models(redis_url, backend):
     """Nothing known denies everything."""
     async with opened(redis_url, Hosts(), backend) as catalog:

@@ -24,6 +24,11 @@ class Addresses:
             raise Failure("REDIS_URL is set and DATABASE_URL is not: set both, or use --data-dir")
         return self.settings.database_url
 
+    @property
+    def blob_url(self) -> str:
+        """Where files are, as `serve` decides it."""
+        return self.settings.blob_url or datadir.blobs_of(datadir.default_path())
+
     def required_redis_url(self) -> str:
         """Return where Redis is; raises Failure."""
         if not self.settings.redis_url:
@@ -43,9 +48,10 @@ def find(data_dir: Path | None) -> Addresses:
     if data_dir is None and (given.database_url or given.redis_url):
         return Addresses(given)
     try:
-        database_url, redis_url = datadir.locate(data_dir or datadir.default_path())
+        state = datadir.state_of(data_dir or datadir.default_path())
     except datadir.DataDirError as error:
         hint = "" if data_dir else ", or set DATABASE_URL and REDIS_URL"
         raise Failure(f"{error}{hint}") from error
-    found = {"database_url": database_url, "redis_url": redis_url}
+    found = {"database_url": state.database_url, "redis_url": state.redis_url}
+    found["blob_url"] = given.blob_url or state.blob_url
     return Addresses(given.model_copy(update=found))

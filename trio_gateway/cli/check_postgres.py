@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from trio_gateway.cli.check_blobs import check_blobs
 from trio_gateway.cli.finding import Finding, clock, fail, ok, warn
 from trio_gateway.cli.session import explained, place
 from trio_gateway.clients.postgres import NotMigrated, open_listener, open_postgres
@@ -15,6 +16,7 @@ from trio_gateway.core.errors import StoreUnavailable
 from trio_gateway.migrate import current, head
 
 if TYPE_CHECKING:
+    from trio_gateway.cli.addresses import Addresses
     from trio_gateway.clients.bridge import Bridge
     from trio_gateway.clients.postgres import Postgres
 
@@ -27,14 +29,20 @@ SELECT current_setting('server_version_num')::int AS version,
 """
 
 
-async def check_postgres(bridge: Bridge, url: str, listen_url: str) -> list[Finding]:
-    """Return what was found; one failure where there is no server."""
+async def check_postgres(bridge: Bridge, addresses: Addresses) -> list[Finding]:
+    """Return what was found; one failure where there is no server.
+
+    What PostgreSQL knows of the blob store is compared with the store.
+    """
+    url = addresses.required_database_url()
+    listen_url = addresses.settings.database_listen_url
     try:
         async with open_postgres(bridge, url, size=2) as postgres:
             return [
                 *await _server(postgres, url),
                 *await _schema(bridge, postgres, url),
                 await _notifications(bridge, postgres, listen_url or url),
+                *await _blobs(postgres, addresses.blob_url),
             ]
     except (StoreUnavailable, ValueError) as error:
         sentence = explained(error, url) or "the address is not a PostgreSQL address"
@@ -72,6 +80,13 @@ async def _schema(bridge: Bridge, postgres: Postgres, url: str) -> list[Finding]
         return [*found, ok("keys", "there are some")]
     advice = "Run `trio-gateway tenant create` and `trio-gateway key create`."
     return [*found, warn("keys", "there is none: every call is refused", advice)]
+
+
+async def _blobs(postgres: Postgres, url: str) -> list[Finding]:
+    try:
+        return [await check_blobs(postgres, url)]
+    except NotMigrated:
+        return []  # said above
 
 
 async def _notifications(bridge: Bridge, postgres: Postgres, url: str) -> Finding:

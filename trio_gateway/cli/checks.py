@@ -49,8 +49,7 @@ async def _examine(addresses: Addresses) -> list[Finding]:
     sees_models = False
     async with open_bridge() as bridge:
         if given.database_url:
-            listen = given.database_listen_url
-            found += await check_postgres(bridge, given.database_url, listen)
+            found += await check_postgres(bridge, addresses)
         else:
             found.append(fail("postgres", "DATABASE_URL is not set", "Set it beside REDIS_URL."))
         if given.redis_url:

@@ -12,13 +12,16 @@ from typing import NoReturn
 import click
 
 from trio_gateway import __version__
+from trio_gateway.cli.batch import batch
 from trio_gateway.cli.doctor import doctor
+from trio_gateway.cli.file import file
 from trio_gateway.cli.key import key
 from trio_gateway.cli.model import model
 from trio_gateway.cli.options import examples
 from trio_gateway.cli.report import audit, ledger, usage
 from trio_gateway.cli.start import migrate, quickstart, serve
 from trio_gateway.cli.tenant import tenant
+from trio_gateway.core.causes import first_of
 
 INTERRUPTED = 130  # as shells count Ctrl-C
 
@@ -45,6 +48,8 @@ for command in (
     tenant,
     key,
     model,
+    batch,
+    file,
     usage,
     audit,
     ledger,
@@ -65,9 +70,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     except click.Abort:
         sys.exit(INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - an operator gets a sentence, not a traceback
-        first: BaseException = error
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
+        first = first_of(error)
         complain(f"failed: {type(first).__name__}: {first}")
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)

@@ -14,13 +14,17 @@ from trio_gateway.cli.addresses import Addresses, find
 from trio_gateway.cli.door import Failure
 from trio_gateway.clients.bridge import open_bridge
 from trio_gateway.clients.postgres import NotMigrated, Postgres, open_postgres
-from trio_gateway.core.errors import StoreUnavailable
+from trio_gateway.core.causes import first_of
+from trio_gateway.core.errors import CallerError, StoreUnavailable
 from trio_gateway.services.account_rows import Refused
 from trio_gateway.services.accounts import Accounts
+from trio_gateway.services.batches.book import BatchBook
+from trio_gateway.services.files.book import FileBook
 from trio_gateway.services.keyring import Keyring
 from trio_gateway.services.policies import ModelBook
 from trio_gateway.services.reports import Reports
 from trio_gateway.services.tenant_rows import read_installation_secret
+from trio_gateway.services.tenants import Tenants
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -39,6 +43,9 @@ class Desk:
     keyring: Keyring
     models: ModelBook
     reports: Reports
+    batches: BatchBook
+    files: FileBook
+    tenants: Tenants
     postgres: Postgres
     addresses: Addresses
 
@@ -89,6 +96,9 @@ async def _open(addresses: Addresses, url: str) -> AsyncIterator[Desk]:
             keyring=Keyring(postgres, secret, ACTOR),
             models=ModelBook(postgres, ACTOR),
             reports=Reports(postgres),
+            batches=BatchBook(postgres),
+            files=FileBook(postgres, ACTOR),
+            tenants=Tenants(postgres, secret),
             postgres=postgres,
             addresses=addresses,
         )
@@ -103,16 +113,11 @@ def explained(error: BaseException, url: str) -> str | None:
     if isinstance(error, StoreUnavailable):
         cause = str(error.__cause__ or "").splitlines()
         return f"PostgreSQL cannot be used at {place(url)}" + (f": {cause[0]}" if cause else "")
+    if isinstance(error, CallerError):
+        return f"{error.param}: {error.message}" if error.param not in {None, "id"} else str(error)
     # the clients' own word for an address that is none
     unusable = isinstance(error, ValueError) and "_URL is not" in str(error)
     return str(error) if unusable or isinstance(error, (NotMigrated, Failure)) else None
-
-
-def first_of(error: BaseException) -> BaseException:
-    """Return the first single error inside groups of groups."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def place(url: str) -> str:

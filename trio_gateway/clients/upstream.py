@@ -12,7 +12,7 @@ import orjson
 import trio
 
 from trio_gateway.clients.refusals import RETRY_AFTER, refusal
-from trio_gateway.core.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
+from trio_gateway.core.errors import Unreachable, UpstreamError, UpstreamTimeout
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -77,7 +77,7 @@ class mapped_errors:  # noqa: N801 - reads as a block, as contextlib's do
         if isinstance(error, httpx.TimeoutException):
             raise UpstreamTimeout from error
         if isinstance(error, httpx.ConnectError):
-            raise UpstreamUnavailable(retry_after=RETRY_AFTER) from error
+            raise Unreachable(retry_after=RETRY_AFTER) from error
         if isinstance(
             error, (httpx.HTTPError, httpx.InvalidURL, OSError, trio.BrokenResourceError)
         ):

@@ -8,6 +8,8 @@ GatewayError                500 internal_error          api_error
 │  ├─ InvalidCall           400 invalid_request         invalid_request_error
 │  │  ├─ CallTooLarge       413 request_too_large       invalid_request_error
 │  │  └─ UnsupportedMedia   415 unsupported_media_type  invalid_request_error
+│  ├─ NotFound              404 not_found               invalid_request_error (files, batches)
+│  ├─ Conflict              409 conflict                invalid_request_error
 │  ├─ MethodNotAllowed      405 method_not_allowed      invalid_request_error
 │  ├─ BodyTimeout           408 request_timeout         invalid_request_error
 │  ├─ RateLimited           429 rate_limit_exceeded     rate_limit_error
@@ -15,6 +17,7 @@ GatewayError                500 internal_error          api_error
 │  └─ ClientStalled         499 client_stalled          api_error (ledger only)
 ├─ UpstreamError            502 upstream_error          api_error
 │  ├─ UpstreamUnavailable   503 upstream_unavailable    api_error
+│  │  └─ Unreachable        503 upstream_unavailable    api_error
 │  └─ UpstreamTimeout       504 upstream_timeout        api_error
 ├─ Overloaded               503 overloaded              api_error (queue full, queue wait over)
 ├─ ShuttingDown             503 shutting_down           api_error
@@ -118,6 +121,32 @@ class UnsupportedMedia(InvalidCall):
     default_message = "Content-Encoding is not supported."
 
 
+class NotFound(CallerError):
+    """Raised for the id of a file or batch that is not there, or not the caller's, alike."""
+
+    status = 404
+    default_code = "not_found"
+    default_message = "There is nothing with this id."
+
+    def __init__(self, message: str | None = None) -> None:
+        """Name the `id`, whatever was wrong with it."""
+        super().__init__(message, param="id")
+
+
+class Conflict(CallerError):
+    """Raised where the request contradicts what is there already; a retry cannot help."""
+
+    status = 409
+    default_code = "conflict"
+    default_message = "The request conflicts with an earlier one."
+
+    def __init__(
+        self, message: str | None = None, *, param: str | None = None, code: str | None = None
+    ) -> None:
+        """As GatewayError; clients are told not to retry, which some do on 409."""
+        super().__init__(message, param=param, code=code, should_retry=False)
+
+
 class MethodNotAllowed(CallerError):
     """Raised for a known path with another method; carries the `Allow` value."""
 
@@ -197,6 +226,10 @@ class UpstreamUnavailable(UpstreamError):
     status = 503
     default_code = "upstream_unavailable"
     default_message = "The model server is not available."
+
+
+class Unreachable(UpstreamUnavailable):
+    """Raised when no connection to a backend could be made: it has seen nothing of the call."""
 
 
 class UpstreamTimeout(UpstreamError):

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
-from trio_gateway.core.errors import ModelNotFound
-
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
 
-    from trio_gateway.core.domain import ApiKey, CatalogModel, ModelPolicy, Principal, Tenant
+    from trio_gateway.core.domain import ApiKey, CatalogModel, Tenant
 
 Source = Literal["", "local", "cloud"]
 
@@ -130,23 +128,6 @@ def allowed(tenant: Tenant, key: ApiKey, name: str, *, cloud: bool, blocked: boo
     if not tenant.all_models and name not in tenant.models:
         return False
     return key.models is None or name in key.models
-
-
-def authorize(
-    principal: Principal,
-    name: ModelName,
-    policy: ModelPolicy | None = None,
-    *,
-    remote: bool = False,
-) -> None:
-    """Raise ModelNotFound unless the caller may use the model.
-
-    `remote` is the catalogue's word for a stub whose name does not tell.
-    """
-    blocked = policy is not None and policy.blocked
-    cloud = remote or name.cloud
-    if not allowed(principal.tenant, principal.key, name.full, cloud=cloud, blocked=blocked):
-        raise ModelNotFound
 
 
 def effective(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +40,11 @@ if TYPE_CHECKING:
 UNTOUCHED = (InvalidCall, ModelNotFound, UpstreamUnavailable)
 ANSWERED = (Outcome.COMPLETED, Outcome.CUT)
 SETTLE_LIMIT = 5.0  # seconds; after it the writer goes on by itself, and the sweep stands behind
+
+
+def new_request_id() -> str:
+    """Return the id of one answer, its ledger row and its `x-request-id`."""
+    return "req_" + secrets.token_hex(12)
 
 
 @dataclass(frozen=True, slots=True)

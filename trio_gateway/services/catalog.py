@@ -74,6 +74,15 @@ class Catalog:
                 merged = models | merged
         return list(merged.values())
 
+    @property
+    def complete(self) -> bool:
+        """Whether every backend has been looked at lately: what is not found is then not there."""
+        now = trio.current_time()
+        return all(
+            (seen := self._seen.get(backend)) is not None and seen[1] > now
+            for backend in self._keys
+        )
+
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Discover and follow for ever; started after the first look."""
         with trio.move_on_after(FIRST_LIMIT):

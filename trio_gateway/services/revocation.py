@@ -1,8 +1,9 @@
 """Hears of every change to keys, tenants and models, evicts what is cached and cuts live calls.
 
-A change travels as NOTIFY from a trigger, whoever made it. While the listener is down nothing
-is served from the cache and live keys are looked up twice a second; when it is back the cache
-is emptied and live keys are looked up once more, so that no lost NOTIFY leaves a key alive.
+A change travels as NOTIFY from a trigger, whoever made it; changes of batches are passed on.
+While the listener is down nothing is served from the cache and live keys are looked up twice a
+second; when it is back the cache is emptied and live keys are looked up once more, so that no
+lost NOTIFY leaves a key alive.
 """
 
 from __future__ import annotations
@@ -58,13 +59,15 @@ class Revocations:
         keys: Keys,
         live: Live,
         refresh_models: Callable[[], Awaitable[None]],
+        batch_changed: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`dsn` must lead past any transaction pooler."""
+        """`dsn` must lead past any transaction pooler; the last two hear of what is not a key."""
         self._bridge = bridge
         self._dsn = dsn
         self._keys = keys
         self._live = live
         self._refresh_models = refresh_models
+        self._batch_changed = batch_changed
         self._wake = trio.Event()
         self._suspects: set[str] = set()
         self._models_changed = False
@@ -132,6 +135,9 @@ class Revocations:
         elif kind == "tenant":
             self._keys.forget_tenant(subject)
             self._suspects |= self._live.keys_of(subject)
+        elif kind == "batch":
+            self._batch_changed(subject)
+            return
         elif kind == "models":
             self._models_changed = True
         self._wake.set()

@@ -27,12 +27,13 @@ _TENANT = ("id", "name", "all_models", "models", "allow_cloud", "weight_share", 
 _STANDING = """k.disabled_at IS NULL AND t.disabled_at IS NULL
     AND NOT EXISTS (SELECT FROM gateway.revocations r WHERE r.key_id = k.id)"""
 
-FIND_KEY = f"""
+_SELECT = f"""
 SELECT k.*, {", ".join(f"t.{column} AS t_{column}" for column in _TENANT)},
     {_STANDING} AS standing
 FROM gateway.api_keys k JOIN gateway.tenants t ON t.id = k.tenant_id
-WHERE k.public_id = $1 OR k.previous_public_id = $1
 """  # noqa: S608 - constants alone
+FIND_KEY = _SELECT + "WHERE k.public_id = $1 OR k.previous_public_id = $1"
+RECALL_KEY = _SELECT + "WHERE k.id = $1"
 STANDING_KEYS = f"""
 SELECT k.id FROM gateway.api_keys k JOIN gateway.tenants t ON t.id = k.tenant_id
 WHERE k.id = ANY($1::text[]) AND {_STANDING}
@@ -56,7 +57,7 @@ class Candidate:
 
 
 def candidate(row: Mapping[str, Any], public_id: str) -> Candidate:
-    """Read a row of FIND_KEY that was found by `public_id`."""
+    """Read a row of FIND_KEY or RECALL_KEY, as found by one of its public ids."""
     principal = Principal(_tenant(row), _key(row))
     if row["public_id"] == public_id:
         return Candidate(

@@ -6,12 +6,14 @@
     secret            argon2id, in a thread, once for all callers that show the key together
 
 A row that was read before somebody was told to forget it is not used: the read is repeated.
-Whatever the reason a key is not honoured, the caller sees the one `Unauthenticated`.
+Whatever the reason a key is not honoured, the caller sees the one `Unauthenticated`. Work that
+goes on without its caller recalls the principal by the key's id: the same, without a secret.
 """
 
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -22,14 +24,19 @@ from trio_gateway.core.errors import GatewayError, StoreUnavailable, Unauthentic
 from trio_gateway.core.keys import digest, parse_key
 from trio_gateway.services.key_cache import KeyCache, Proof, key_scope, scopes_of, tenant_scope
 from trio_gateway.services.secrets import Secrets
-from trio_gateway.services.tenant_rows import FIND_KEY, STANDING_KEYS, Candidate, candidate
+from trio_gateway.services.tenant_rows import (
+    FIND_KEY,
+    RECALL_KEY,
+    STANDING_KEYS,
+    Candidate,
+    candidate,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from trio_gateway.clients.postgres import Postgres
     from trio_gateway.core.domain import Principal
-    from trio_gateway.core.keys import ParsedKey
 
 CACHE_SIZE = 10_000  # keys
 CACHE_TTL = 60.0  # seconds; the backstop behind the notifications
@@ -73,12 +80,16 @@ class Tenants:
         if text is None or parsed is None:
             raise Unauthenticated
         name = digest(self._process_secret, text)
-        proof = self._cache.fresh(name) if self.trusted else None
-        if proof is None:
-            proof = await self._prove(name, parsed)
-        if self._over(proof.expires_at):
-            raise Unauthenticated
-        return proof.principal
+        return await self._answer(_Question(name, FIND_KEY, parsed.public_id, parsed.secret))
+
+    async def recall(self, key_id: str) -> Principal:
+        """Return the principal of a key by its id, as it stands now, for work begun with it.
+
+        What `authenticate` says of the return holds here too; a rotated key is the same key.
+        """
+        # No text of a key has a space: the name cannot be that of one.
+        name = digest(self._process_secret, f"id {key_id}")
+        return await self._answer(_Question(name, RECALL_KEY, key_id, None))
 
     async def standing(self, key_ids: Collection[str]) -> set[str]:
         """Return which of these keys may go on with calls in flight.
@@ -107,13 +118,21 @@ class Tenants:
         for flight in self._flights.values():
             flight.forgotten.add(scope)
 
-    async def _prove(self, name: bytes, parsed: ParsedKey) -> Proof:
+    async def _answer(self, question: _Question) -> Principal:
+        proof = self._cache.fresh(question.name) if self.trusted else None
+        if proof is None:
+            proof = await self._prove(question)
+        if self._over(proof.expires_at):
+            raise Unauthenticated
+        return proof.principal
+
+    async def _prove(self, question: _Question) -> Proof:
         """Lead a flight, or wait for another's and take its answer where that will do."""
         arrived = self._tick()
         for _ in range(ATTEMPTS):
-            flight = self._flights.get(name)
+            flight = self._flights.get(question.name)
             if flight is None:
-                return await self._lead(name, parsed)
+                return await self._lead(question)
             await flight.done.wait()
             # An answer read before we came is good enough only while changes are heard of.
             recent = flight.began > arrived
@@ -124,10 +143,10 @@ class Tenants:
                 raise flight.failure
         raise StoreUnavailable
 
-    async def _lead(self, name: bytes, parsed: ParsedKey) -> Proof:
-        flight = self._flights[name] = _Flight()
+    async def _lead(self, question: _Question) -> Proof:
+        flight = self._flights[question.name] = _Flight()
         try:
-            flight.proof = await self._fly(flight, name, parsed)
+            flight.proof = await self._fly(flight, question)
         except GatewayError as error:
             flight.failure = type(error)
             raise
@@ -135,40 +154,45 @@ class Tenants:
             return flight.proof
         finally:
             # After a cancel there is neither proof nor failure, and a follower leads anew.
-            del self._flights[name]
+            del self._flights[question.name]
             flight.done.set()
 
-    async def _fly(self, flight: _Flight, name: bytes, parsed: ParsedKey) -> Proof:
-        encoded = self._cache.encoded(name)
+    async def _fly(self, flight: _Flight, question: _Question) -> Proof:
+        encoded = self._cache.encoded(question.name)
         for _ in range(ATTEMPTS):
             flight.begin(self._tick())
-            found = await self._read(parsed.public_id)
-            encoded = await self._shown(found, parsed.secret, encoded)
+            found = await self._read(question)
+            encoded = await self._shown(found, question.secret, encoded)
             if flight.stale(found):
                 continue
             if found is None or encoded is None:
                 raise Unauthenticated
             proof = Proof(found.principal, encoded, found.expires_at)
-            self._cache.fill(name, proof)
+            self._cache.fill(question.name, proof)
             return proof
         raise StoreUnavailable
 
-    async def _read(self, public_id: str) -> Candidate | None:
+    async def _read(self, question: _Question) -> Candidate | None:
         try:
-            row = await self._postgres.fetch_one(FIND_KEY, public_id)
+            row = await self._postgres.fetch_one(question.query, question.id)
         except NotMigrated as error:
             raise StoreUnavailable from error
-        return candidate(dict(row), public_id) if row else None
+        if row is None:
+            return None
+        return candidate(dict(row), row["public_id"] if question.secret is None else question.id)
 
-    async def _shown(self, found: Candidate | None, secret: str, known: str | None) -> str | None:
+    async def _shown(
+        self, found: Candidate | None, secret: str | None, known: str | None
+    ) -> str | None:
         """Return the hash that the secret is proven against; None where it is not honoured.
 
-        `known` is a hash that this secret has been proven against before.
+        `known` is a hash that this secret has been proven against before; no secret means that
+        none is asked for.
         """
         if found is None or not found.standing or self._over(found.expires_at):
             return None
-        if found.encoded == known:
-            return known
+        if secret is None or found.encoded == known:
+            return found.encoded
         if not await self._hashing.verify(found.encoded, secret):
             return None
         if found.current and self._hashing.outdated(found.encoded):
@@ -195,6 +219,17 @@ class Tenants:
     def _tick(self) -> int:
         self._ticks += 1
         return self._ticks
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """Whose key is meant: `query` finds it by `id`; `name` is what the cache knows it by."""
+
+    name: bytes
+    query: str
+    id: str
+    # To be proven; None where the id comes from the gateway's own rows.
+    secret: str | None = field(repr=False)
 
 
 class _Flight:

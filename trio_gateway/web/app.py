@@ -10,7 +10,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
 from trio_gateway.core.errors import CallTooLarge, EndpointNotAllowed, GatewayError
-from trio_gateway.web import health, inference, metadata
+from trio_gateway.web import batches, files, health, inference, metadata
 from trio_gateway.web.connection import Connection, Handshake, Request
 from trio_gateway.web.replies import error_reply
 from trio_gateway.web.routes import INFERENCE, MODEL_ROUTE, route_of
@@ -30,6 +30,12 @@ HANDLERS: dict[str, Any] = {
     "/api/show": metadata.show,
     "/v1/models": metadata.models,
     MODEL_ROUTE: metadata.model,
+    "/v1/files": files.collection,
+    "/v1/files/{id}": files.one,
+    "/v1/files/{id}/content": files.content,
+    "/v1/batches": batches.collection,
+    "/v1/batches/{id}": batches.one,
+    "/v1/batches/{id}/cancel": batches.cancel,
 } | dict.fromkeys(INFERENCE, inference.infer)
 
 

@@ -6,7 +6,6 @@ hypercorn has stopped reading, by the kernel.
 
 from __future__ import annotations
 
-import secrets
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,8 @@ from quart_trio.wrappers import TrioRequest
 
 from trio_gateway.clients.hangups import abort, server_of, socket_of
 from trio_gateway.core.errors import EndpointNotAllowed
+from trio_gateway.pipeline.admission import new_request_id
+from trio_gateway.web.feed import Feed
 from trio_gateway.web.replies import error_reply
 from trio_gateway.web.routes import methods, screen
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from trio_gateway.services.live import Leash
 
 TAKE_IN = 1.0  # seconds for the rest of a body that nobody wants
+TAKE_IN_UPLOAD = 10.0  # the same, for an upload of a proved caller
+UPLOAD = ("POST", "/v1/files")
 
 
 class Request(TrioRequest):
@@ -39,6 +42,7 @@ class Request(TrioRequest):
     leash: Leash | None
     socket_stream: trio.SocketStream | None
     received: trio.Event  # set when the body is there, all of it
+    feed: Feed | None  # where the body of an upload goes
     began: bool = False  # the answer is on its way,
     answered: bool = False  # and its end
 
@@ -56,11 +60,6 @@ class Request(TrioRequest):
         """End the request: the client is gone."""
         self.note_hangup()
         self.nursery.cancel_scope.cancel()
-
-
-def new_request_id() -> str:
-    """Return the `x-request-id` of one answer."""
-    return "req_" + secrets.token_hex(12)
 
 
 class Connection(TrioASGIHTTPConnection):
@@ -85,6 +84,10 @@ class Connection(TrioASGIHTTPConnection):
         request.request_id, request.raw_path, request.leash = request_id, raw_path, None
         request.client = gateway.client_of(scope)
         request.socket_stream, request.received = socket_of(send), trio.Event()
+        request.feed = None
+        if (scope["method"], raw_path) == UPLOAD:
+            settings = gateway.settings
+            request.feed = Feed(settings.body_timeout, settings.call_timeout)
         self._gather = getattr(server_of(send), "gather", None)
         with ExitStack() as stack:
             request.stack = stack
@@ -115,9 +118,13 @@ class Connection(TrioASGIHTTPConnection):
     ) -> None:
         """Feed the body; the end of the messages is the client's hang-up."""
         while (message := await receive())["type"] == "http.request":
-            if not request.began:  # nobody reads what comes later
+            if request.feed is not None:
+                await request.feed.put(message.get("body", b""))
+            elif not request.began:  # nobody reads what comes later
                 request.body.append(message.get("body", b""))
             if not message.get("more_body", False):
+                if request.feed is not None:
+                    request.feed.end()
                 request.body.set_complete()
                 request.received.set()
         if request.answered:
@@ -138,11 +145,15 @@ def _noting(send: Any, request: Request) -> Any:
     async def noted(message: Any) -> None:
         if message["type"] == "http.response.start":
             request.began = True
+            if request.feed is not None:
+                request.feed.close()
         elif not message.get("more_body", False):
             if not request.received.is_set():
                 await send(message | {"more_body": True})
                 message = message | {"body": b""}
-                with trio.move_on_after(TAKE_IN):
+                # An upload's client may not look for the answer before it has sent it all.
+                known = request.feed is not None and request.leash is not None
+                with trio.move_on_after(TAKE_IN_UPLOAD if known else TAKE_IN):
                     await request.received.wait()
             request.answered = True
         await send(message)

@@ -9,7 +9,7 @@ ALLOWED_HEADERS = b"authorization, content-type, x-api-key, idempotency-key"
 # SDKs in a browser send headers of their own. None is ever acted upon or passed on, so
 # whatever a page of a listed origin asks to send, it may.
 _NAMES = re.compile(rb"[A-Za-z0-9-]{1,64}( ?, ?[A-Za-z0-9-]{1,64}){0,63}")
-EXPOSED_HEADERS = "x-request-id, retry-after"
+EXPOSED_HEADERS = "x-request-id, retry-after, idempotent-replayed"
 MAX_AGE = b"600"
 
 

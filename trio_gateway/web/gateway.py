@@ -13,11 +13,16 @@ import trio
 from trio_gateway.core.errors import CallerError, ClientStalled, GatewayError, ShuttingDown
 from trio_gateway.services.audit import AuditLog, Refusal
 from trio_gateway.web.credentials import client_address
+from trio_gateway.web.upload import Berths
 
 if TYPE_CHECKING:
+    from trio_gateway.clients.blobs import Blobs
     from trio_gateway.clients.hangups import Hangups
     from trio_gateway.clients.redis import Redis
+    from trio_gateway.pipeline.batches.engine import Engine
     from trio_gateway.pipeline.gate import Gate
+    from trio_gateway.services.batches.book import BatchBook
+    from trio_gateway.services.files.files import Files
     from trio_gateway.services.live import Live
     from trio_gateway.services.revocation import Revocations
     from trio_gateway.services.tenants import Tenants
@@ -31,7 +36,7 @@ log = structlog.get_logger()
 _SECRET = re.compile(r"sk-tg-[^/]*|[A-Za-z0-9]{16,}", re.IGNORECASE)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Gateway:
     """One worker's wired services, as the web floor sees them."""
 
@@ -45,7 +50,12 @@ class Gateway:
     hangups: Hangups
     cors: Cors
     nursery: trio.Nursery
+    files: Files
+    blobs: Blobs
+    batches: BatchBook
+    engine: Engine
     trusted: tuple[Any, ...] = ()
+    berths: Berths = field(default_factory=Berths)
     draining: bool = field(default=False)
 
     def missing(self) -> list[str]:
@@ -94,6 +104,7 @@ class Gateway:
         """Refuse new calls from now on, and cut the others when their time is over."""
         if not self.draining:
             self.draining = True
+            self.engine.stop()
             log.info("drain_begun", calls=len(self.live))
             self.nursery.start_soon(self._drain)
 
@@ -102,8 +113,9 @@ class Gateway:
         self.cut_all()
 
     def cut_all(self) -> None:
-        """Cut every call with `shutting_down`."""
+        """Cut every call, and every line of a batch, with `shutting_down`."""
         self.draining = True
+        self.engine.stop()
         cut = self.live.cut(self.live.keys(), ShuttingDown)
         if cut:
             log.info("calls_cut", calls=cut)

@@ -40,11 +40,16 @@ async def enter(gateway: Gateway, asked: Request) -> Leash:
     return asked.leash
 
 
-async def infer() -> Response:
-    """Serve one inference call."""
+async def entered() -> tuple[Gateway, Request, Leash]:
+    """Return what a handler works with, once the caller is proved."""
     gateway = cast("Gateway", current_app.gateway)  # type: ignore[attr-defined]
     asked = cast("Request", request._get_current_object())  # type: ignore[attr-defined]  # noqa: SLF001 - the proxy would cost a look-up at every use
-    leash = await enter(gateway, asked)
+    return gateway, asked, await enter(gateway, asked)
+
+
+async def infer() -> Response:
+    """Serve one inference call."""
+    gateway, asked, leash = await entered()
     dialect = INFERENCE[asked.raw_path]
     with leash.cover():
         body = await read_body(asked)

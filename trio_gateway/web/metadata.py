@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 from urllib.parse import unquote
 
 import orjson
-from quart import Response, current_app, request
+from quart import Response
 
 from trio_gateway import __version__
 from trio_gateway.core.errors import GatewayError, ModelNotFound
 from trio_gateway.core.models import InvalidModelName, canonical
 from trio_gateway.dialects import ollama, openai_models
 from trio_gateway.web.body import read_body
-from trio_gateway.web.inference import enter
+from trio_gateway.web.inference import entered
 from trio_gateway.web.replies import JSON
-
-if TYPE_CHECKING:
-    from trio_gateway.services.live import Leash
-    from trio_gateway.web.connection import Request
-    from trio_gateway.web.gateway import Gateway
-
-
-async def _enter() -> tuple[Gateway, Request, Leash]:
-    gateway = cast("Gateway", current_app.gateway)  # type: ignore[attr-defined]
-    asked = cast("Request", request._get_current_object())  # type: ignore[attr-defined]  # noqa: SLF001
-    return gateway, asked, await enter(gateway, asked)
 
 
 def _json(body: bytes) -> Response:
@@ -34,19 +23,19 @@ def _json(body: bytes) -> Response:
 
 async def tags() -> Response:
     """List the caller's models as Ollama does."""
-    gateway, _, leash = await _enter()
+    gateway, _, leash = await entered()
     return _json(ollama.render_tags(gateway.gate.models(leash.principal)))
 
 
 async def models() -> Response:
     """List the caller's models as OpenAI does."""
-    gateway, _, leash = await _enter()
+    gateway, _, leash = await entered()
     return _json(openai_models.render_models(gateway.gate.models(leash.principal)))
 
 
 async def model() -> Response:
     """Show one model as OpenAI does; the name may hold slashes, plain or encoded."""
-    gateway, asked, leash = await _enter()
+    gateway, asked, leash = await entered()
     requested = unquote(asked.raw_path.removeprefix("/v1/models/"))
     try:
         name = canonical(requested).full
@@ -61,7 +50,7 @@ async def model() -> Response:
 
 async def running() -> Response:
     """List the caller's models that are loaded, over all backends."""
-    gateway, _, leash = await _enter()
+    gateway, _, leash = await entered()
     names = {model.name for model in gateway.gate.models(leash.principal)}
     merged: list[Any] = []
     failures: list[GatewayError] = []
@@ -81,7 +70,7 @@ async def running() -> Response:
 
 async def show() -> Response:
     """Show one model without its prompts, template, licence and paths."""
-    gateway, asked, leash = await _enter()
+    gateway, asked, leash = await entered()
     with leash.cover():
         name = ollama.parse_show(await read_body(asked))
         route = gateway.gate.authorize(leash.principal, name)
@@ -92,5 +81,5 @@ async def show() -> Response:
 
 async def version() -> Response:
     """Say the gateway's own version."""
-    await _enter()
+    await entered()
     return _json(orjson.dumps({"version": __version__}))

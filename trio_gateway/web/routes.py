@@ -31,34 +31,62 @@ EXACT: dict[str, tuple[str, ...]] = {
     "/api/version": ("GET",),
     "/api/show": ("POST",),
     "/v1/models": ("GET",),
+    "/v1/files": ("GET", "POST"),
+    "/v1/batches": ("GET", "POST"),
 } | dict.fromkeys(INFERENCE, ("POST",))
 
 # A model's name in a path: the bytes of a name, with `/` and `:` plain or percent-encoded.
-MODEL_PATH = re.compile(r"/v1/models/((?:[A-Za-z0-9._:/-]|%2[Ff]|%3[Aa]){1,700})")
-MODEL_METHODS = ("GET",)
+_MODEL = r"(?:[A-Za-z0-9._:/-]|%2[Ff]|%3[Aa]){1,700}"
+_ID = r"[A-Za-z0-9_-]{1,128}"
 MODEL_ROUTE = "/v1/models/{id}"
+NAMED: dict[str, tuple[str, ...]] = {
+    MODEL_ROUTE: ("GET",),
+    "/v1/files/{id}": ("GET", "DELETE"),
+    "/v1/files/{id}/content": ("GET",),
+    "/v1/batches/{id}": ("GET",),
+    "/v1/batches/{id}/cancel": ("POST",),
+}
+_PATTERNS = {
+    route: re.compile(route.replace("{id}", f"({_MODEL if route == MODEL_ROUTE else _ID})"))
+    for route in NAMED
+}
 
 _DIGITS = re.compile(rb"[0-9]{1,19}")
 
 
+def find(raw_path: str) -> tuple[str, str] | None:
+    """Return the route of a raw path and the id in it, None for one outside the table."""
+    if raw_path in EXACT:
+        return raw_path, ""
+    for route, pattern in _PATTERNS.items():
+        match = pattern.fullmatch(raw_path)
+        if match is not None:
+            fine = route != MODEL_ROUTE or _names_model(match[1])
+            return (route, match[1]) if fine else None
+    return None
+
+
 def methods(raw_path: str) -> tuple[str, ...] | None:
     """Return the methods of a raw path, None for one outside the table."""
-    found = EXACT.get(raw_path)
-    if found is None and _names_model(raw_path):
-        return MODEL_METHODS
-    return found
+    found = find(raw_path)
+    return None if found is None else EXACT.get(found[0]) or NAMED[found[0]]
 
 
 def route_of(raw_path: str) -> str:
     """Name the route of a raw path that passed the screen."""
-    return raw_path if raw_path in EXACT else MODEL_ROUTE
+    found = find(raw_path)
+    assert found is not None  # noqa: S101 - the screen asked before
+    return found[0]
 
 
-def _names_model(raw_path: str) -> bool:
-    match = MODEL_PATH.fullmatch(raw_path)
-    return match is not None and not any(
-        part in {"", ".", ".."} for part in re.split(r"/|%2[Ff]", match[1])
-    )
+def id_in(raw_path: str) -> str:
+    """Return the id that a raw path names, as it is written there."""
+    found = find(raw_path)
+    return "" if found is None else found[1]
+
+
+def _names_model(name: str) -> bool:
+    return not any(part in {"", ".", ".."} for part in re.split(r"/|%2[Ff]", name))
 
 
 def screen(scope: dict[str, Any], raw_path: str) -> GatewayError | None:

@@ -1,0 +1,185 @@
+"""`trio-gateway batch run FILE`, beside a gateway that serves the same installation."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from trio_gateway.simulator.script import Script
+
+PROGRAM = Path(sys.executable).parent / "trio-gateway"
+LIMIT = 60
+
+
+def line(number, url="/v1/chat/completions", **body):
+    body = {"model": "llama3.2", "messages": [{"role": "user", "content": "hi"}]} | body
+    return json.dumps({"custom_id": f"c{number}", "method": "POST", "url": url, "body": body})
+
+
+@pytest.fixture
+def questions(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text("\n" + "\n".join(line(number) for number in range(5)) + "\n")
+    return path
+
+
+@pytest.fixture
+def command(world, database, redis_url):
+    """Run the program on the world's installation; returns code, stdout and stderr."""
+    environ = {
+        **os.environ,
+        "DATABASE_URL": database,
+        "REDIS_URL": redis_url,
+        "TRIO_GATEWAY_BLOB_URL": world.blobs.as_uri(),
+    }
+
+    async def run(*words, **others):
+        with trio.fail_after(LIMIT):
+            done = await trio.run_process(
+                [PROGRAM, *map(str, words)],
+                env=environ | others,
+                capture_stdout=True,
+                capture_stderr=True,
+                check=False,
+            )
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+    return run
+
+
+def answered(path):
+    return {json.loads(text)["custom_id"] for text in path.read_text().splitlines()}
+
+
+async def test_a_file_is_run_and_its_answers_lie_beside_it(world, command, questions):
+    """The only key's tenant pays, the endpoint is the lines' own, the act is on record."""
+    code, out, err = await command("batch", "run", questions)
+    assert (code, err) == (0, "")
+    output = questions.with_name("questions.jsonl.output.jsonl")
+    assert answered(output) == {f"c{number}" for number in range(5)}
+    assert f"output: {output}" in out
+    assert not questions.with_name("questions.jsonl.errors.jsonl").exists()
+    (row,) = await world.rows("SELECT * FROM gateway.batches")
+    assert (row["tenant_id"], row["key_id"]) == (world.tenant["id"], world.key["id"])
+    assert {entry["batch_id"] for entry in await world.ledger()} == {row["id"]}
+    acts = await world.rows("SELECT action FROM gateway.admin_events WHERE subject = $1", row["id"])
+    assert acts == [{"action": "batch.create"}]
+    code, _, err = await command("batch", "run", questions)
+    assert code == 1
+    assert f"{output} is there already; --force overwrites it" in err
+    assert (await command("batch", "run", questions, "--force"))[0] == 0
+    assert len(await world.rows("SELECT FROM gateway.batches")) == 2
+
+
+async def test_one_idempotency_key_is_one_batch(world, command, questions, tmp_path):
+    """Run again it is followed again, with no second upload; another file is refused."""
+    words = ("batch", "run", questions, "--force", "--idempotency-key", "monday", "--json")
+    first = await command(*words)
+    assert first[0] == 0, first
+    told = [json.loads(text) for text in first[1].splitlines()]
+    assert told[-1]["output"] == f"{questions}.output.jsonl"
+    assert told[-1]["errors"] is None
+    again = await command(*words)
+    assert json.loads(again[1].splitlines()[-1])["id"] == told[-1]["id"]
+    assert len(await world.rows("SELECT FROM gateway.files WHERE purpose = 'batch'")) == 1
+    questions.write_text(line(9))
+    code, _, err = await command(*words)
+    assert code == 1
+    assert "idempotency_key: Idempotency key 'monday' was previously used" in err
+    assert len(await world.rows("SELECT FROM gateway.files WHERE purpose = 'batch'")) == 1
+
+
+async def test_failures_are_written_and_a_failed_batch_is_exit_1(world, command, questions):
+    """A line that fails is in the errors file; a file that is no batch says why."""
+    questions.write_text(line(1) + "\n" + line(2, temperature=99))
+    output, errors = questions.with_name("out"), questions.with_name("err")
+    code, out, _ = await command("batch", "run", questions, "--output", output, "--errors", errors)
+    assert code == 0
+    assert "1 failed" in out
+    assert (answered(output), answered(errors)) == ({"c1"}, {"c2"})
+    questions.write_text(line(1) + "\nnonsense\n" + line(2, url="/v1/embeddings"))
+    code, _, err = await command("batch", "run", questions)
+    assert code == 1
+    assert "is failed: line 2: " in err
+    assert "line 3: " in err
+
+
+async def test_whose_batch_it_is_must_be_clear(world, command, questions):
+    """Several tenants or keys need naming, and a key that is refused makes no batch."""
+    await world.keyring.issue("acme", {"name": "second"})
+    run = ("batch", "run", questions)
+    code, _, err = await command(*run)
+    assert (code, "--key: there are 2 live keys" in err) == (1, True)
+    await world.keyring.disable("second")
+    code, _, err = await command(*run, "--key", "second")
+    assert (code, "--key: the key is disabled" in err) == (1, True)
+    assert (await command(*run, "--key", world.key["id"]))[0] == 0
+    await world.tenant_with_key("other")
+    code, _, err = await command(*run, "--force")
+    assert (code, "--tenant: there are several" in err) == (1, True)
+    assert (await command(*run, "--force", "--tenant", "other"))[0] == 0
+    await world.accounts.create("third", {"all_models": True})
+    code, _, err = await command(*run, "--force", "--tenant", "third")
+    assert (code, "--key: there is no live key" in err) == (1, True)
+
+
+async def test_a_file_that_cannot_be_a_batch_is_refused_before_it_is_stored(
+    world, command, questions
+):
+    """As an upload is: by its name, its size and its first line."""
+
+    async def refused(*words, text=None):
+        if text is not None:
+            questions.write_text(text)
+        code, out, err = await command("batch", "run", questions)
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert all(word in err for word in words), err
+
+    await refused("Must be .jsonl", text="")
+    await refused("Must be .jsonl", text="no json\n")
+    await refused("url is none of /v1/chat/completions", "--endpoint", text=line(1, url="/v1/x"))
+    await refused("url is none of", text="[]\n")
+    other = questions.with_suffix(".txt")
+    other.write_text(line(1))
+    assert "Must be .jsonl" in (await command("batch", "run", other))[2]
+    code, _, err = await command("batch", "run", questions.with_name("none.jsonl"))
+    assert (code, "cannot be read: No such file" in err) == (1, True)
+    assert await world.rows("SELECT FROM gateway.files") == []
+    assert await world.rows("SELECT FROM gateway.doomed_blobs") == []
+
+
+async def test_a_store_that_the_gateway_does_not_see_is_refused(command, questions, tmp_path):
+    """The batch would not find its file."""
+    elsewhere = (tmp_path / "elsewhere").as_uri()
+    run = ("batch", "run", questions)
+    code, _, err = await command(*run, TRIO_GATEWAY_BLOB_URL=elsewhere)
+    assert (code, "the files are in another blob store" in err) == (1, True)
+    (tmp_path / "plain").touch()
+    code, _, err = await command(*run, TRIO_GATEWAY_BLOB_URL=(tmp_path / "plain").as_uri())
+    assert (code, "TRIO_GATEWAY_BLOB_URL" in err) == (1, True)
+
+
+async def test_a_cancelled_batch_leaves_what_was_answered(world, command, questions):
+    """Exit 1, and both files are written."""
+    world.sim.play(Script(times=1), Script(head_delay=60))
+    ended = []
+
+    async def run():
+        ended.append(await command("batch", "run", questions))
+
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            await world.sim.until(lambda sim: sim.started >= 5)
+            (row,) = await world.rows("SELECT id FROM gateway.batches")
+            assert (await command("batch", "cancel", row["id"]))[::2] == (0, "")
+    ((code, out, err),) = ended
+    assert code == 1
+    assert f"{row['id']} is cancelled" in err
+    assert "output: " in out
+    errors = questions.with_name("questions.jsonl.errors.jsonl")
+    assert errors.read_text().count('"batch_cancelled"') == 4
+    assert len(answered(questions.with_name("questions.jsonl.output.jsonl"))) == 1
