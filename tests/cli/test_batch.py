@@ -96,6 +96,8 @@ def test_a_batch_is_shown_with_what_was_wrong(cli, made, sql):
     assert "line 2: This line is not JSON. (invalid_json_line)" in shown
     assert "output_file_id" not in shown
     cli("batch", "show", "batch_none").refused("Batch 'batch_none' not found.")
+    for verb in ("show", "cancel", "watch"):
+        cli("batch", verb, "batch\udcff").refused("not found")
 
 
 def test_a_batch_is_cancelled_once_and_the_act_is_recorded(cli, made):

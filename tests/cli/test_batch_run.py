@@ -39,7 +39,7 @@ def command(world, database, redis_url):
     async def run(*words, **others):
         with trio.fail_after(LIMIT):
             done = await trio.run_process(
-                [PROGRAM, *map(str, words)],
+                [PROGRAM, *(word if isinstance(word, bytes) else str(word) for word in words)],
                 env=environ | others,
                 capture_stdout=True,
                 capture_stderr=True,
@@ -147,6 +147,10 @@ async def test_a_file_that_cannot_be_a_batch_is_refused_before_it_is_stored(
     assert "Must be .jsonl" in (await command("batch", "run", other))[2]
     code, _, err = await command("batch", "run", questions.with_name("none.jsonl"))
     assert (code, "cannot be read: No such file" in err) == (1, True)
+    questions.write_text(line(1))
+    for key in ("", "x" * 256, b"\xff"):
+        code, _, err = await command("batch", "run", questions, "--idempotency-key", key)
+        assert (code, "idempotency_key" in err) == (1, True), err
     assert await world.rows("SELECT FROM gateway.files") == []
     assert await world.rows("SELECT FROM gateway.doomed_blobs") == []
 
@@ -160,6 +164,19 @@ async def test_a_store_that_the_gateway_does_not_see_is_refused(command, questio
     (tmp_path / "plain").touch()
     code, _, err = await command(*run, TRIO_GATEWAY_BLOB_URL=(tmp_path / "plain").as_uri())
     assert (code, "TRIO_GATEWAY_BLOB_URL" in err) == (1, True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+async def test_a_folder_of_another_user_is_not_written_to(world, command, questions):
+    """What root writes there the gateway's own user could not delete."""
+    with trio.fail_after(LIMIT):
+        while not list(world.blobs.iterdir()):
+            await trio.lowlevel.checkpoint()
+    os.chown(world.blobs, 65534, -1)
+    code, _, err = await command("batch", "run", questions)
+    os.chown(world.blobs, 0, -1)
+    assert (code, "belongs to another user" in err) == (1, True)
+    assert await world.rows("SELECT FROM gateway.files") == []
 
 
 async def test_a_cancelled_batch_leaves_what_was_answered(world, command, questions):

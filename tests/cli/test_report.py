@@ -245,6 +245,8 @@ def test_the_doctor_knows_whether_the_files_are_here(cli, database, tmp_path, mo
 
     trio.run(start)
     assert (blobs()["state"], str(shared) in blobs()["detail"]) == ("ok", True)
+    shared.chmod(0o750)
+    assert (blobs()["state"], "other users" in blobs()["detail"]) == ("warn", True)
     for other in ("never made", "own"):
         if other == "own":
             (tmp_path / other).mkdir()

@@ -43,6 +43,15 @@ class Target:
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
+    def peak(self) -> float:
+        """The most resident megabytes since the last `forget_peak`."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+
+    def forget_peak(self) -> None:
+        """Count the peak from here on."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
 
 def free_port() -> int:
     """Find a port that nobody listens on."""
@@ -91,7 +100,14 @@ def installation() -> Iterator[tuple[dict[str, str], str]]:
         migrate.upgrade(pair.database_url)
         _, key = trio.run(first_key, pair.database_url)
         assert key is not None
-        yield {"DATABASE_URL": pair.database_url, "REDIS_URL": pair.redis_url}, key
+        yield (
+            {
+                "DATABASE_URL": pair.database_url,
+                "REDIS_URL": pair.redis_url,
+                "TRIO_GATEWAY_BLOB_URL": (Path(folder) / "blobs").as_uri(),
+            },
+            key,
+        )
 
 
 @contextlib.contextmanager

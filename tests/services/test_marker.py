@@ -2,10 +2,16 @@
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from trio_gateway.clients.blobs import open_blobs
 from trio_gateway.core.errors import StoreUnavailable
-from trio_gateway.services.files.marker import check_marker, find_marker, is_marked
+from trio_gateway.services.files.marker import (
+    check_marker,
+    find_marker,
+    is_marked,
+    tell_of_marker,
+)
 
 LIMIT = 10
 DOOMED = "SELECT path FROM gateway.doomed_blobs"
@@ -69,3 +75,16 @@ async def test_a_store_that_cannot_be_used_leaves_no_marker(postgres, tmp_path):
             await check_marker(postgres, blobs)
         assert await find_marker(postgres) is None
         assert await check_marker(postgres, store(tmp_path / "other"))
+
+
+async def test_a_worker_whose_files_are_elsewhere_says_so(postgres, tmp_path):
+    """One warning that names the setting, and the worker goes on; none where all is well."""
+    with trio.fail_after(LIMIT):
+        with capture_logs() as said:
+            await tell_of_marker(postgres, store(tmp_path / "one"))
+        assert said == []
+        with capture_logs() as said:
+            await tell_of_marker(postgres, store(tmp_path / "two"))
+    (warning,) = said
+    assert (warning["event"], warning["log_level"]) == ("blobs_elsewhere", "warning")
+    assert "TRIO_GATEWAY_BLOB_URL" in warning["reason"]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from trio_gateway import datadir, settings
 from trio_gateway.cli.door import Failure
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,12 @@ class Addresses:
     def blob_url(self) -> str:
         """Where files are, as `serve` decides it."""
         return self.settings.blob_url or datadir.blobs_of(datadir.default_path())
+
+    @property
+    def blob_folder(self) -> Path | None:
+        """The folder of a local blob store, be it there or not; None for a bucket."""
+        parts = urlsplit(self.blob_url)
+        return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
     def required_redis_url(self) -> str:
         """Return where Redis is; raises Failure."""

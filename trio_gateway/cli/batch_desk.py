@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from trio_gateway.cli.session import ACTOR
 from trio_gateway.core.batches import Status
+from trio_gateway.services.account_rows import storable
 
 if TYPE_CHECKING:
     from trio_gateway.cli.session import Desk
@@ -28,12 +29,12 @@ async def listing(desk: Desk, tenant: str | None, status: str | None, limit: int
 
 async def find(desk: Desk, batch_id: str) -> Row:
     """Return one batch; raises NotFound."""
-    return (await rows_of(desk, [await desk.batches.find_any(batch_id)]))[0]
+    return (await rows_of(desk, [await desk.batches.find_any(storable(batch_id))]))[0]
 
 
 async def cancel(desk: Desk, batch_id: str) -> Row:
     """Begin to cancel a batch and return it; raises NotFound or Conflict."""
-    return (await rows_of(desk, [await desk.batches.cancel_any(batch_id, ACTOR)]))[0]
+    return (await rows_of(desk, [await desk.batches.cancel_any(storable(batch_id), ACTOR)]))[0]
 
 
 async def rows_of(desk: Desk, batches: list[Batch]) -> list[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -82,6 +83,7 @@ async def keep(desk: Desk, file: Path, tenant_id: str, file_id: str) -> None:
     given = desk.addresses.settings
     files = Files(desk.postgres, given.tenant_file_bytes)
     blobs = await store_of(desk)
+    _refuse_foreign(desk.addresses.blob_folder)
     # a name of its own: whoever stores the same file at the same time has another
     blob = blob_of(tenant_id, new_file_id())
     left = await files.reserve(tenant_id, blob)
@@ -94,9 +96,18 @@ async def keep(desk: Desk, file: Path, tenant_id: str, file_id: str) -> None:
     stored = StoredFile(
         file_id, tenant_id, "batch", clean_name(file.name), writer.size, blob, now, expires
     )
+    refused: Duplicate | CallTooLarge | None = None
     try:
         await files.keep(stored)
     except (Duplicate, CallTooLarge) as error:
+        refused = error
+    if refused is not None:
         await files.abandon(blob)
-        if isinstance(error, CallTooLarge):
-            raise
+    if isinstance(refused, CallTooLarge):
+        raise refused
+
+
+def _refuse_foreign(folder: Path | None) -> None:
+    """Raise Failure where the workers could not write beside, or delete, what is written here."""
+    if folder is not None and folder.stat().st_uid != os.geteuid():
+        raise Failure(f"{folder} belongs to another user: run this as the user of `serve`")

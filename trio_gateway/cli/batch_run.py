@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from trio_gateway.cli.file_copy import copy, refuse_overwriting
 from trio_gateway.cli.session import ACTOR
 from trio_gateway.cli.show import show_json
 from trio_gateway.core.batches import Wanted
+from trio_gateway.dialects.openai_batches import HEADER, header_key
 from trio_gateway.services.account_rows import write_event
 from trio_gateway.services.files.files import new_file_id
 
@@ -62,6 +64,7 @@ async def perform(desk: Desk, order: Order, *, as_json: bool) -> Ending:
     """
     for place in (order.output_path, order.errors_path):
         refuse_overwriting(place, force=order.force)
+    order = replace(order, idempotency_key=_checked(order.idempotency_key))
     digest = await check(order.file, desk.addresses.settings.max_file_bytes)
     endpoint = order.endpoint or await read_endpoint(order.file)
     key = await _key(desk, order)
@@ -130,6 +133,11 @@ async def _write(desk: Desk, order: Order, batch: Batch) -> dict[str, str | None
             await copy(desk, file_id, place, force=order.force)
             written[what] = str(place)
     return written
+
+
+def _checked(key: str | None) -> str | None:
+    """Read the key as the header of that name is read; raises InvalidCall."""
+    return None if key is None else header_key([(HEADER, os.fsencode(key))])
 
 
 def _name(key: Row) -> str:

@@ -13,6 +13,7 @@ from trio_gateway.cli.batch_desk import row_of, tenant_of, verdict
 from trio_gateway.cli.batch_progress import Glance, display
 from trio_gateway.core.batches import TERMINAL
 from trio_gateway.core.errors import StoreUnavailable
+from trio_gateway.services.account_rows import storable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -96,7 +97,7 @@ async def watch(desk: Desk, batch_id: str, *, as_json: bool) -> Ending:
 
     Ctrl-C ends the following alone, and leaves the batch as it is.
     """
-    found = await desk.batches.find_any(batch_id)
+    found = await desk.batches.find_any(storable(batch_id))
     tenant = await tenant_of(desk, found)
     with trio.open_signal_receiver(signal.SIGINT) as signals, display(as_json=as_json) as shown:
         following = Following(desk, found, tenant, shown)

@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
-from trio_gateway.cli.finding import Finding, fail, ok
+from trio_gateway.cli.finding import Finding, fail, ok, warn
 from trio_gateway.clients.blobs import BadBlobUrl, BlobMissing, open_blobs
 from trio_gateway.core.errors import StoreUnavailable
 from trio_gateway.services.files.marker import find_marker, is_marked
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from trio_gateway.cli.addresses import Addresses
     from trio_gateway.clients.blobs import Blobs
     from trio_gateway.clients.postgres import Postgres
 
 SHARE = "Set TRIO_GATEWAY_BLOB_URL, here and on every machine, to one store that all can reach."
 
 
-async def check_blobs(postgres: Postgres, url: str) -> Finding:
+async def check_blobs(postgres: Postgres, addresses: Addresses) -> Finding:
     """Return what was found; nothing is written to the store, nor to the database."""
-    marker = await find_marker(postgres)
-    folder = Path(unquote(urlsplit(url).path)) if url.startswith("file:") else None
+    marker, folder = await find_marker(postgres), addresses.blob_folder
     where = "in the bucket" if folder is None else f"in {folder}"
     if folder is not None and not folder.is_dir():
         # opening the store would make it
         return _empty(where) if marker is None else _elsewhere(where)
     try:
-        blobs = open_blobs(url)
+        blobs = open_blobs(addresses.blob_url)
         if marker is None:
             await _ask(blobs)
             return _empty(where)
-        return ok("blobs", where) if await is_marked(blobs, marker) else _elsewhere(where)
+        if not await is_marked(blobs, marker):
+            return _elsewhere(where)
+        return ok("blobs", where) if folder is None or _private(folder) else _open_to_others(where)
     except BadBlobUrl as error:
         return fail("blobs", str(error), "Correct TRIO_GATEWAY_BLOB_URL.")
     except StoreUnavailable:
@@ -43,6 +45,15 @@ async def check_blobs(postgres: Postgres, url: str) -> Finding:
 async def _ask(blobs: Blobs) -> None:
     with suppress(BlobMissing):
         await blobs.read("markers/none", 0, 1)
+
+
+def _private(folder: Path) -> bool:
+    return not folder.stat().st_mode & 0o077
+
+
+def _open_to_others(where: str) -> Finding:
+    detail = f"other users of this machine may read the files {where}"
+    return warn("blobs", detail, "Take the folder's permissions for group and others away.")
 
 
 def _empty(where: str) -> Finding:

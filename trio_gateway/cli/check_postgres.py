@@ -42,7 +42,7 @@ async def check_postgres(bridge: Bridge, addresses: Addresses) -> list[Finding]:
                 *await _server(postgres, url),
                 *await _schema(bridge, postgres, url),
                 await _notifications(bridge, postgres, listen_url or url),
-                *await _blobs(postgres, addresses.blob_url),
+                *await _blobs(postgres, addresses),
             ]
     except (StoreUnavailable, ValueError) as error:
         sentence = explained(error, url) or "the address is not a PostgreSQL address"
@@ -82,9 +82,9 @@ async def _schema(bridge: Bridge, postgres: Postgres, url: str) -> list[Finding]
     return [*found, warn("keys", "there is none: every call is refused", advice)]
 
 
-async def _blobs(postgres: Postgres, url: str) -> list[Finding]:
+async def _blobs(postgres: Postgres, addresses: Addresses) -> list[Finding]:
     try:
-        return [await check_blobs(postgres, url)]
+        return [await check_blobs(postgres, addresses)]
     except NotMigrated:
         return []  # said above
 

@@ -45,6 +45,7 @@ class Request(TrioRequest):
     feed: Feed | None  # where the body of an upload goes
     began: bool = False  # the answer is on its way,
     answered: bool = False  # and its end
+    over: bool = False  # the server has said its last word of it
 
     def reset_client(self) -> None:
         """Cut off a client that takes no bytes."""
@@ -100,6 +101,11 @@ class Connection(TrioASGIHTTPConnection):
                     stack.enter_context(watched)
                 nursery.start_soon(self.handle_messages, nursery, request, receive)
                 nursery.start_soon(self.handle_request, nursery, request, _noting(send, request))
+        if not request.over and not request.received.is_set():
+            # The server may be waiting to hand over more, and would for ever.
+            with trio.move_on_after(TAKE_IN):
+                while (await receive())["type"] == "http.request":
+                    pass
 
     async def _send_response(self, send: Any, response: Any) -> None:
         """Send a whole answer in one write, any other as it comes."""
@@ -127,6 +133,7 @@ class Connection(TrioASGIHTTPConnection):
                     request.feed.end()
                 request.body.set_complete()
                 request.received.set()
+        request.over = True
         if request.answered:
             # Hypercorn says this at the end of every answer, while it is busy closing the
             # connection or getting it ready for the next request: a cancel would undo that.

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import trio
 from werkzeug.http import parse_options_header
-from werkzeug.sansio import multipart
 
 from trio_gateway.core.batches import StoredFile
 from trio_gateway.core.errors import (
@@ -25,9 +24,12 @@ from trio_gateway.core.errors import (
 )
 from trio_gateway.dialects import openai_files
 from trio_gateway.services.files.files import blob_of, new_file_id
+from trio_gateway.web import multipart
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from werkzeug.sansio.multipart import Event
 
     from trio_gateway.clients.blobs import Writer
     from trio_gateway.services.files.files import Files
@@ -43,7 +45,6 @@ AROUND = 1024 * 1024  # bytes of a body beside its file
 MOST_FIELD = 4096  # bytes
 MOST_BOUNDARY = 200  # characters; RFC 2046 allows 70
 ABANDON_LIMIT = 2.0  # seconds
-MALFORMED = "The multipart body is malformed, or cut off."
 
 
 class Berths:
@@ -122,25 +123,15 @@ def _too_large(most: int) -> CallTooLarge:
 
 async def _take_apart(feed: Feed, boundary: bytes, parts: _Parts) -> None:
     """Read the body to its end and give its parts on."""
-    decoder = multipart.MultipartDecoder(boundary)
-    taken = 0
-    while True:
+    decoder = multipart.Decoder(boundary)
+    taken, piece = 0, b"-"
+    while piece:
         piece = await feed.take()
         taken += len(piece)
-        decoder.receive_data(piece or None)
-        while not isinstance(event := _next(decoder), multipart.NeedData):
-            if isinstance(event, multipart.Epilogue):
-                return
+        for event in decoder.feed(piece):
             await parts.add(event)
         if taken - parts.size > AROUND:
             raise CallTooLarge("What the form holds beside the file is too large.")
-
-
-def _next(decoder: multipart.MultipartDecoder) -> multipart.Event:
-    try:
-        return decoder.next_event()
-    except ValueError:  # its texts may quote the body
-        raise InvalidCall(MALFORMED) from None
 
 
 class _Parts:
@@ -158,7 +149,7 @@ class _Parts:
         self._text = bytearray()
         self._name: str | None = None  # of the part that is coming, None for one not looked at
 
-    async def add(self, event: multipart.Event) -> None:
+    async def add(self, event: Event) -> None:
         """Take the next event of the decoder."""
         if isinstance(event, multipart.Field):
             self._begin(event.name, None)

@@ -77,7 +77,8 @@ async def _list(
     connection: Connection, tenant: str | None, purpose: str | None, limit: int
 ) -> list[Row]:
     owner = None if tenant is None else (await find_tenant(connection, tenant))["id"]
-    return [dict(row) for row in await connection.fetch(_LIST, owner, purpose, limit)]
+    wanted = None if purpose is None else storable(purpose)
+    return [dict(row) for row in await connection.fetch(_LIST, owner, wanted, limit)]
 
 
 async def _find(connection: Connection, file_id: str, *, lock: bool = False) -> dict[str, Any]:
