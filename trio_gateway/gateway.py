@@ -12,7 +12,6 @@ What one worker holds, outside in:
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -26,27 +25,16 @@ from trio_gateway.clients.postgres import BadAddress, NotMigrated, open_postgres
 from trio_gateway.clients.redis import Redis
 from trio_gateway.clients.schema import SCHEMA_VERSION
 from trio_gateway.clients.transport import LeanTransport
-from trio_gateway.clients.upstream import Timeouts, Upstream
 from trio_gateway.core.causes import first_of
 from trio_gateway.core.errors import StoreUnavailable
-from trio_gateway.pipeline.gate import Gate, Rules
+from trio_gateway.gating import open_gate
 from trio_gateway.services.audit import AuditLog
-from trio_gateway.services.backends import Backends
 from trio_gateway.services.batches.book import BatchBook
-from trio_gateway.services.catalog import Catalog
 from trio_gateway.services.files.files import Files
 from trio_gateway.services.files.janitor import Janitor
 from trio_gateway.services.files.marker import tell_of_marker
-from trio_gateway.services.ledger.ledger import Ledger
-from trio_gateway.services.ledger.retention import Retention
-from trio_gateway.services.ledger.writer import LedgerWriter
 from trio_gateway.services.live import Live
-from trio_gateway.services.policies import Policies
-from trio_gateway.services.quota.hydrate import Hydrator
 from trio_gateway.services.quota.keys import scripts
-from trio_gateway.services.quota.quota import Quota
-from trio_gateway.services.quota.renewal import Renewals
-from trio_gateway.services.quota.sweep import Sweeper
 from trio_gateway.services.revocation import Revocations
 from trio_gateway.services.tenant_rows import read_installation_secret
 from trio_gateway.services.tenants import Tenants
@@ -111,7 +99,7 @@ async def _open_services(
     redis = _redis(settings.redis_url)
     await _within("Redis", nursery, redis.run)
     live, audit, hangups, blobs = Live(), AuditLog(postgres), Hangups(), _blobs(settings)
-    gate = await _open_gate(settings, postgres, redis, transport, nursery)
+    gate = await open_gate(settings, postgres, redis, transport, nursery)
     engine = make_engine(settings, postgres, blobs, gate, tenants, live)
     listen_dsn = settings.database_listen_url or settings.database_url
     refresh = gate.policies.refresh
@@ -164,66 +152,6 @@ def _start_failures_alone() -> Iterator[None]:
         raise first_of(found) from None  # noqa: ASYNC123 - the groups say nothing that the sentence does not
 
 
-async def _open_gate(
-    settings: Settings,
-    postgres: Postgres,
-    redis: Redis,
-    transport: httpx.AsyncBaseTransport,
-    nursery: trio.Nursery,
-) -> Gate:
-    """Wire what a call passes, and start its tasks; returns once holds can be trusted."""
-    hydrator = Hydrator(redis, postgres, settings.renewal)
-    quota = Quota(
-        redis,
-        hydrator,
-        lease=settings.hold_lease,
-        min_output=settings.min_output_tokens,
-        in_flight=settings.tenant_in_flight,
-    )
-    ledger = Ledger(postgres)
-    writer = LedgerWriter(ledger, quota.settle, lambda: len(quota.live) - writer.backlog)
-    renewals = Renewals(redis, quota, ledger, settings.renewal)
-    sweeper = _sweeper(settings, redis, quota, ledger)
-    backends = Backends(
-        settings.backends, settings.backend_slots, settings.queue_limit, settings.queue_timeout
-    )
-    upstream = _upstream(settings, transport, backends)
-    catalog = Catalog(
-        redis,
-        partial(upstream.get_json, path="/api/tags"),
-        settings.backends,
-        interval=settings.discovery_interval,
-        ttl=settings.discovery_ttl,
-    )
-    retention = Retention(postgres, settings.ledger_retention_days)
-    for task in (writer.run, renewals.run, catalog.run, sweeper.run, retention.run):
-        await nursery.start(task)
-    await _epoch_settled(hydrator)
-    return Gate(_rules(settings), Policies(postgres), catalog, quota, writer, backends, upstream)
-
-
-def _sweeper(settings: Settings, redis: Redis, quota: Quota, ledger: Ledger) -> Sweeper:
-    return Sweeper(
-        redis,
-        quota,
-        ledger,
-        interval=settings.sweep_interval,
-        lease=settings.hold_lease,
-        renewal=settings.renewal,
-    )
-
-
-def _upstream(
-    settings: Settings, transport: httpx.AsyncBaseTransport, backends: Backends
-) -> Upstream:
-    timeouts = Timeouts(
-        connect=settings.connect_timeout,
-        first_byte=settings.first_byte_timeout,
-        idle=settings.idle_timeout,
-    )
-    return Upstream(transport, timeouts, report=backends.report)
-
-
 def _redis(url: str) -> Redis:
     try:
         return Redis(url, scripts())
@@ -256,16 +184,6 @@ def _checked(settings: Settings) -> tuple[Any, ...]:
         raise CannotStart("TRIO_GATEWAY_TRUSTED_PROXIES: not addresses or networks") from None
 
 
-def _rules(settings: Settings) -> Rules:
-    return Rules(
-        default_output=settings.default_max_output_tokens,
-        call_timeout=settings.call_timeout,
-        write_stall=settings.write_stall_timeout,
-        lease=settings.hold_lease,
-        keep_alive=settings.keep_alive,
-    )
-
-
 async def _installation_secret(postgres: Postgres) -> bytes:
     try:
         version = await postgres.fetch_one("SELECT version_num FROM gateway.alembic_version")
@@ -286,16 +204,3 @@ async def _within(name: str, nursery: trio.Nursery, task: Any) -> None:
         await nursery.start(task)
         return
     raise CannotStart(f"{name} cannot be reached")
-
-
-async def _epoch_settled(hydrator: Hydrator) -> None:
-    """Wait until live holds of other workers are back, if Redis just began a new life."""
-    with trio.move_on_after(START_LIMIT):
-        while True:
-            try:
-                remaining = await hydrator.settled()
-            except StoreUnavailable:
-                remaining = 0.2
-            if not remaining:
-                return
-            await trio.sleep(remaining)

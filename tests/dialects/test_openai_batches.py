@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from trio_gateway.core.batches import ENDPOINTS, Batch, LineError, Status, Wanted
 from trio_gateway.core.errors import InvalidCall
+from trio_gateway.dialects import openai_batch_create as create
 from trio_gateway.dialects import openai_batches as dialect
 
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -52,7 +53,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 def parse(header=None, **changes):
     body = {name: value for name, value in (LEAST | changes).items() if value is not ...}
-    return dialect.parse_create(orjson.dumps(body), header)
+    return create.parse_create(orjson.dumps(body), header)
 
 
 def refused(header=None, **changes):
@@ -196,7 +197,7 @@ def test_results_expire_from_an_hour_to_thirty_days_after_their_making(value, co
 def test_a_body_that_two_readers_could_read_differently_is_refused(body):
     """As on every other route."""
     with pytest.raises(InvalidCall):
-        dialect.parse_create(body)
+        create.parse_create(body)
 
 
 @patient
@@ -216,7 +217,7 @@ def test_a_message_shows_at_most_a_hundred_characters_of_a_value(value):
 @patient
 @given(
     st.dictionaries(
-        st.sampled_from(sorted(dialect.KNOWN)),
+        st.sampled_from(sorted(create.KNOWN)),
         st.none()
         | st.booleans()
         | st.integers(-(2**63), 2**63)
@@ -229,7 +230,7 @@ def test_whatever_comes_in_a_wanted_or_a_refusal_comes_out(changes):
     try:
         wanted = parse(**changes)
     except InvalidCall as error:
-        assert error.param is None or error.param.split(".")[0] in dialect.KNOWN
+        assert error.param is None or error.param.split(".")[0] in create.KNOWN
     else:
         assert isinstance(wanted, Wanted)
 
@@ -244,7 +245,7 @@ def test_a_key_is_1_to_255_printable_characters(key):
     assert (error.code, error.param) == ("invalid_value", "idempotency_key")
     for value in (key.encode(), b'"' + key.encode() + b'"'):
         with pytest.raises(InvalidCall) as caught:
-            dialect.header_key([(b"idempotency-key", value)])
+            create.header_key([(b"idempotency-key", value)])
         assert caught.value.param == "idempotency_key"
 
 
@@ -263,15 +264,15 @@ def test_a_key_is_1_to_255_printable_characters(key):
 def test_the_header_may_be_quoted(value, key):
     """The quotes around it are no part of the key."""
     headers = [(b"host", b"x"), (b"idempotency-key", value)]
-    assert dialect.header_key(headers) == key
+    assert create.header_key(headers) == key
 
 
 def test_there_is_one_header_or_none():
     """Two are refused, be they equal or not; bytes that are no text as well."""
-    assert dialect.header_key([(b"host", b"x")]) is None
+    assert create.header_key([(b"host", b"x")]) is None
     for values in ([b"a", b"a"], [b"a", b"b"], [b"\xff"]):
         with pytest.raises(InvalidCall) as caught:
-            dialect.header_key([(b"idempotency-key", value) for value in values])
+            create.header_key([(b"idempotency-key", value) for value in values])
         assert caught.value.param == "idempotency_key"
 
 

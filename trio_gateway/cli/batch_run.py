@@ -17,7 +17,7 @@ from trio_gateway.cli.file_copy import copy, refuse_overwriting
 from trio_gateway.cli.session import ACTOR
 from trio_gateway.cli.show import show_json
 from trio_gateway.core.batches import Wanted
-from trio_gateway.dialects.openai_batches import HEADER, header_key
+from trio_gateway.dialects.openai_batch_create import HEADER, header_key
 from trio_gateway.services.account_rows import write_event
 from trio_gateway.services.files.files import new_file_id
 

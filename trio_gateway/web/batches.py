@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from quart import Response
 
 from trio_gateway.core.errors import CallTooLarge
-from trio_gateway.dialects import openai_batches
+from trio_gateway.dialects import openai_batch_create, openai_batches
 from trio_gateway.web.body import read_body
 from trio_gateway.web.inference import entered
 from trio_gateway.web.replies import JSON
@@ -53,8 +53,8 @@ async def cancel() -> Response:
 
 
 async def _create(gateway: Gateway, asked: Request, leash: Leash) -> Response:
-    key = openai_batches.header_key(asked.scope["headers"])
-    wanted = openai_batches.parse_create(await _body(asked), key)
+    key = openai_batch_create.header_key(asked.scope["headers"])
+    wanted = openai_batch_create.parse_create(await _body(asked), key)
     batch, replayed = await gateway.batches.create(leash.principal, wanted)
     return _json(openai_batches.render(batch), REPLAYED if replayed else None)
 
