@@ -522,6 +522,27 @@ async def test_a_catalogue_that_is_lost_midway_fails_no_batch(desk):
     assert not await desk.validator().once()
 
 
+async def test_a_silent_backend_holds_up_only_what_it_may_have(postgres, redis_url, tmp_path):
+    """A batch goes on whose models others have; one that names another waits, and then fails."""
+    silent = "http://validation-silent:1"
+    with trio.fail_after(30):
+        async with open_desk(postgres, redis_url, tmp_path / "blobs", silent) as desk:
+            assert not desk.catalog.complete
+            waits = await desk.made(jsonl(replaced("body.model", "llama3.3")))
+            goes_on = await desk.made(many(1))
+            validator = desk.validator()
+            assert await validator.once()
+            assert await validator.once()
+            assert (await desk.row(waits))["status"] == "validating"
+            assert (await desk.row(goes_on))["status"] == "in_progress"
+            desk.backends[silent] = ["qwen3:8b"]
+            await until(lambda: desk.catalog.complete)
+            await desk.lapse()
+            assert await validator.once()
+            ((code, _, param, line),) = await desk.errors(waits)
+            assert (code, param, line) == ("model_not_found", "body.model", 1)
+
+
 async def test_a_revoked_key_leaves_the_judgment_to_the_lines(desk):
     """Any model that could be one passes, and each line will be refused for the key."""
     content = jsonl(

@@ -121,12 +121,18 @@ class Desk:
 
 
 @contextlib.asynccontextmanager
-async def open_desk(postgres: Postgres, redis_url: str, folder: Path) -> AsyncIterator[Desk]:
-    """Hold a desk open; its catalogue knows `llama3.2:latest` and `secret:latest`."""
+async def open_desk(
+    postgres: Postgres, redis_url: str, folder: Path, *silent: str
+) -> AsyncIterator[Desk]:
+    """Hold a desk open; its catalogue knows `llama3.2:latest` and `secret:latest`.
+
+    `silent` are further backends, which do not answer.
+    """
     secret = await read_installation_secret(postgres)
     accounts, keys = Accounts(postgres, "test"), Keyring(postgres, secret, "test")
     backend = f"http://validation-{next(_numbers)}:1"
-    known: dict[str, list[str] | None] = {backend: ["llama3.2:latest", "secret:latest"]}
+    known: dict[str, list[str] | None] = dict.fromkeys(silent)
+    known[backend] = ["llama3.2:latest", "secret:latest"]
 
     async def tags(asked: str) -> dict[str, Any]:
         await trio.lowlevel.checkpoint()

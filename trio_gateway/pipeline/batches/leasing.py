@@ -118,6 +118,7 @@ class Leases:
                 continue
             held.until = asked_at + self._lease
             lost = {n for n in numbers & held.numbers if (held.claim.batch_id, n) not in ours}
+            held.stopped = held.stopped or bool(lost)  # whoever has one of them may have the rest
             for flight in self._of(token):
                 if flight.line.number in lost:
                     flight.abort()
