@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shutil
 import socket
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -30,6 +31,7 @@ from tests.integration.batching import (
     window_ends,
 )
 from tests.integration.caller import NATIVE, SOON, calling, locked, until, until_rows
+from tests.proxy import open_door
 from tests.world import MODELS, open_world
 from trio_gateway.clients.transport import LeanTransport
 from trio_gateway.simulator.app import create_app
@@ -46,6 +48,10 @@ ROWS = "SELECT FROM gateway.ledger WHERE batch_id IS NOT NULL OFFSET $1"
 TAKEN_OVER = """
 UPDATE gateway.batch_lines SET lease_token = gen_random_uuid(),
     lease_until = now() + interval '1 hour' WHERE state = 'leased'
+"""
+LAST_LEASE_ENDS = """
+UPDATE gateway.batch_lines SET attempts = 5, lease_until = now() - interval '1 s'
+WHERE state = 'leased'
 """
 RESTING = "SELECT FROM gateway.batches WHERE resume_at > now()"
 OVER = f"SELECT FROM gateway.batches WHERE status IN {tuple(sorted(TERMINAL))}"
@@ -235,6 +241,69 @@ async def test_a_paused_batch_whose_window_ends_expires(world):
     assert found.output
     assert set(found.codes()) == {"batch_expired"}
     assert all(line["response"] is None for line in found.errors.values())
+
+
+async def test_a_paused_batch_can_be_cancelled(world):
+    """What was done is in the output, and nothing says `paused` any more."""
+    owner, batch_id = await spent(world)
+    assert (await owner.cancel(batch_id)).json()["paused"] is None
+    found = await owner.ended(batch_id)
+    assert (found.batch["status"], found.batch["paused"]) == ("cancelled", None)
+    assert found.output
+    assert set(found.codes()) == {"batch_cancelled"}
+
+
+# Losses
+
+
+@pytest.mark.parametrize("store", ["redis", "postgres"])
+async def test_a_store_that_is_away_loses_no_line(database, redis_url, store):
+    """Lines in flight end and are stored later; what could not be put back comes by its lease."""
+    async with contextlib.AsyncExitStack() as stack:
+        door = await stack.enter_async_context(
+            open_door(redis_url if store == "redis" else database)
+        )
+        urls = (database, door.url) if store == "redis" else (door.url, redis_url)
+        world = await stack.enter_async_context(open_world(*urls, batch_lease=3))
+        world.sim.play(Script(tokens=3, token_gap=0.1))
+        owner = batcher(world)
+        batch_id = await owner.begin(asks(30))
+        await until(lambda: world.sim.started >= 6 and world.sim.open)
+        door.shut()
+        await until(lambda: not world.sim.open)
+        assert world.sim.started < 30
+        door.reopen()
+        found = await owner.ended(batch_id)
+        rows = await booked(world, batch_id)
+        # a line whose result outlasts its lease, because nobody could store it, runs again
+        dispatched = [row for row in rows if row["backend"] is not None]
+        assert len(dispatched) == world.sim.started >= 30
+    assert found.batch["request_counts"] == {"total": 30, "completed": 30, "failed": 0}
+
+
+async def test_a_line_whose_workers_keep_dying_is_given_up(world):
+    """Each lease that runs out is an attempt; after the last one the line says so."""
+    world.sim.play(HELD)
+    owner = batcher(world)
+    batch_id = await owner.begin([ask("poison")])
+    await until(lambda: world.sim.open == 1)
+    await world.rows(LAST_LEASE_ENDS)
+    await time_passes(world)
+    found = await owner.ended(batch_id)
+    assert (found.batch["status"], found.codes()) == ("completed", {"batch_failed": 1})
+    assert found.errors["poison"]["response"] is None
+    await until(lambda: not world.sim.open)
+
+
+async def test_lines_whose_input_is_lost_say_so(world):
+    """A blob store that lost the file ends the batch, it does not hang it."""
+    owner, batch_id = await spent(world)
+    shutil.rmtree(world.blobs / "files")
+    await world.accounts.update("acme", {"budget": 100_000})
+    found = await hurried(world, owner, batch_id)
+    assert found.batch["status"] == "completed"
+    assert found.output
+    assert set(found.codes()) == {"batch_failed"}
 
 
 # Rights that change

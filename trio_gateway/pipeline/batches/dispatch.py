@@ -20,6 +20,7 @@ import trio
 from trio_gateway.core.errors import StoreUnavailable
 from trio_gateway.pipeline.batches.committing import Committer
 from trio_gateway.pipeline.batches.leasing import Leases
+from trio_gateway.pipeline.batches.room import Room
 from trio_gateway.pipeline.batches.running import run_line
 from trio_gateway.pipeline.batches.texts import Texts
 from trio_gateway.pipeline.batches.work import Flight, Later
@@ -54,6 +55,7 @@ class Dispatcher:
         self._turns = turns
         self._concurrency = concurrency
         self._places = trio.Semaphore(concurrency)
+        self._room = Room()
         self._size = concurrency
         self._feeding = trio.CancelScope()
         self._wake = trio.Event()
@@ -113,14 +115,18 @@ class Dispatcher:
     async def _hand_over(self, claim: Claim, send: trio.MemorySendChannel[Flight]) -> None:
         texts = Texts(self._blobs, claim)
         for line in claim.lines:
-            if not self.leases.may_run(claim):
-                return
+            taken = await self._room.take(line.length)
             try:
-                text = await texts.read(line)
+                if not self.leases.may_run(claim):
+                    return
+                flight = Flight(claim, line, await texts.read(line), taken)
+                await send.send(flight)
+                taken = 0
             except StoreUnavailable:
                 self.leases.rest(claim.batch_id, POLL)
                 return
-            await send.send(Flight(claim, line, text))
+            finally:
+                self._room.give_back(taken)
             # A send that is cancelled has not handed it over: then it is put back.
             self.leases.begun(claim, line.number)
 
@@ -155,6 +161,7 @@ class Dispatcher:
             if self.leases.may_run(flight.claim):
                 outcome = await run_line(self._bench, flight)
         self.leases.arrive(flight)
+        self._room.give_back(flight.room)
         if isinstance(outcome, Later):
             await self._again(flight, outcome)
         else:

@@ -92,6 +92,7 @@ def _result(flight: Flight, request_id: str, text: bytes) -> Result:
 def _parsed(flight: Flight, request_id: str) -> tuple[Call, Rendering]:
     """Read the body as its endpoint does; raises InvalidCall."""
     body = parse_object(flight.text or b"", KNOWN).get("body")
+    flight.text = b""  # long ones would be kept three times over
     dialect = INFERENCE[flight.claim.endpoint]
     call = replace(cast("Call", dialect.parse(orjson.dumps(body))), stream=False)
     return call, dialect.render(call, request_id=request_id, created=time.time())

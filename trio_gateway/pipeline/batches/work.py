@@ -38,6 +38,7 @@ class Flight:
     claim: Claim
     line: LeasedLine
     text: bytes | None
+    room: int = 0  # bytes, to be given back
     leash: Leash | None = None  # while it is under way
     landed: Callable[[], object] = _unheard  # told once it needs the GPU no more
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
