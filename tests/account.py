@@ -49,6 +49,7 @@ def ask(
     *,
     milli: int = 1000,
     dispatched: bool = True,
+    share: int = 1000,
 ) -> Ask:
     """Ask for one call under a request id of its own."""
     return Ask(
@@ -65,6 +66,7 @@ def ask(
             "milli": milli,
             "batch_id": None,
         },
+        share=share,
     )
 
 

@@ -138,13 +138,14 @@ async def test_a_file_that_cannot_be_a_batch_is_refused_before_it_is_stored(
         assert (code, out, err.count("\n")) == (1, "", 1)
         assert all(word in err for word in words), err
 
-    await refused("Must be .jsonl", text="")
-    await refused("Must be .jsonl", text="no json\n")
+    wrong = "Invalid file format for Batch API. Must be .jsonl: the f"
+    await refused(f"{wrong}ile is empty.", text="")
+    await refused(f"{wrong}irst line is not valid JSON.", text="no json\n")
     await refused("url is none of /v1/chat/completions", "--endpoint", text=line(1, url="/v1/x"))
     await refused("url is none of", text="[]\n")
     other = questions.with_suffix(".txt")
     other.write_text(line(1))
-    assert "Must be .jsonl" in (await command("batch", "run", other))[2]
+    assert f"{wrong}ile's name does not end in" in (await command("batch", "run", other))[2]
     code, _, err = await command("batch", "run", questions.with_name("none.jsonl"))
     assert (code, "cannot be read: No such file" in err) == (1, True)
     questions.write_text(line(1))
@@ -153,6 +154,118 @@ async def test_a_file_that_cannot_be_a_batch_is_refused_before_it_is_stored(
         assert (code, "idempotency_key" in err) == (1, True), err
     assert await world.rows("SELECT FROM gateway.files") == []
     assert await world.rows("SELECT FROM gateway.doomed_blobs") == []
+
+
+@pytest.fixture
+def unsafe(world, command, questions):
+    """Run with places that must be refused; nothing may be stored, written or lost by it."""
+
+    async def refused(*words, says=(), file=questions, codes=(1,)):
+        before = {path: path.lstat() for path in questions.parent.iterdir()}
+        code, out, err = await command("batch", "run", file, *words)
+        assert (code in codes, out, err.count("\n")) == (True, "", 1), err
+        assert all(word in err for word in says), err
+        after = {path: path.lstat() for path in questions.parent.iterdir()}
+        assert {path: stat.st_ino for path, stat in before.items()} == {
+            path: stat.st_ino for path, stat in after.items()
+        }
+        assert len(answered(questions)) == 5
+        for table in ("files", "batches", "doomed_blobs"):
+            assert await world.rows(f"SELECT FROM gateway.{table}") == []
+
+    text = questions.read_text().strip()
+    questions.write_text(text)
+    return refused
+
+
+@pytest.mark.parametrize("option", ["--output", "--errors"])
+async def test_the_file_itself_is_not_written_over(unsafe, questions, option):
+    """By whatever name it goes: its own, a link's, a detour's."""
+    folder = questions.parent
+    (folder / "link.jsonl").symlink_to(questions)
+    (folder / "hard.jsonl").hardlink_to(questions)
+    (folder / "deep").mkdir()
+    (folder / "around").symlink_to(folder)
+    for place in (
+        questions,
+        folder / "link.jsonl",
+        folder / "hard.jsonl",
+        folder / "deep" / ".." / questions.name,
+        folder / "around" / questions.name,
+    ):
+        await unsafe(option, place, "--force", says=[f"{option}: ", "is the file to run"])
+    words = (option, questions, "--force")
+    await unsafe(*words, file=folder / "link.jsonl", says=[f"{option}: "])
+
+
+async def test_answers_and_failures_go_to_two_files(unsafe, questions):
+    """One given twice, one that is the other's default, one that is there and one to be made."""
+    folder = questions.parent
+    place = folder / "both"
+    (folder / "around").symlink_to(folder)
+    default = folder / "questions.jsonl.output.jsonl"
+    says = ["--errors: ", "is where --output goes"]
+    around = folder / "around" / "both"
+    await unsafe("--output", place, "--errors", place, says=says)
+    await unsafe("--output", place, "--errors", around, says=says)
+    await unsafe("--errors", default, says=says)
+    place.write_text("kept")
+    (folder / "other").hardlink_to(place)
+    await unsafe("--output", place, "--errors", folder / "other", "--force", says=says)
+    assert place.read_text() == "kept"
+
+
+@pytest.mark.parametrize("option", ["--output", "--errors"])
+async def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(
+    unsafe, questions, option
+):
+    """No folder, no file of a kind that can be replaced, a name that is too long."""
+    folder = questions.parent
+    await unsafe(option, folder / "none" / "x", says=[f"{option}: ", "No such file or directory"])
+    await unsafe(option, questions / "x", says=[f"{option}: ", "Not a directory"])
+    await unsafe(option, folder / ("x" * 300), says=[option, "File name too long"])
+    await unsafe(option, folder, "--force", says=[option, "is a directory"], codes=(2,))
+    os.mkfifo(folder / "pipe")
+    await unsafe(option, folder / "pipe", "--force", says=[f"{option}: ", "is no regular file"])
+    (folder / "kept").write_text("kept")
+    await unsafe(option, folder / "kept", says=[f"{option}: ", "is there already"])
+    default = folder / f"{questions.name}.{'output' if option == '--output' else 'errors'}.jsonl"
+    default.mkdir()
+    await unsafe("--force", says=[f"{option}: ", "is no regular file"])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+async def test_a_folder_that_is_not_writable_is_refused(unsafe, questions):
+    """Before anything runs, too."""
+    closed = questions.parent / "closed"
+    closed.mkdir(0o500)
+    await unsafe("--output", closed / "x", says=["--output: ", "Permission denied"])
+
+
+async def test_what_was_there_stays_until_the_answers_are_whole(world, command, questions):
+    """A copy that fails in the end leaves the older file, and no piece of itself."""
+    output = questions.with_name("out")
+    output.write_text("kept")
+    world.sim.play(Script(head_delay=60))
+    ended = []
+
+    async def run():
+        words = ("batch", "run", questions, "--force", "--output", output)
+        ended.append(await command(*words))
+
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            await world.sim.until(lambda sim: sim.started >= 4)
+            assert output.read_text() == "kept"
+            output.unlink()
+            output.mkdir()  # it cannot be replaced by a file any more
+            (row,) = await world.rows("SELECT id FROM gateway.batches")
+            assert (await command("batch", "cancel", row["id"]))[0] == 0
+    ((code, _, _),) = ended
+    assert code == 1
+    assert output.is_dir()
+    assert list(questions.parent.glob(".out*")) == []
 
 
 async def test_a_store_that_the_gateway_does_not_see_is_refused(command, questions, tmp_path):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,7 @@ def test_files_are_listed_by_tenant_and_purpose(cli, kept):
     (row,) = cli("file", "list", "--purpose", "batch_output", "--json").json
     assert row["id"] == third
     assert cli("file", "list", "--purpose", "vision").out == "No file is so.\n"
+    cli("file", "list", "--purpose", "bogus").refused("--purpose", "batch_output", code=2)
     answer = cli("file", "list", "--limit", "1")
     assert third in answer.out
     assert "--limit shows more" in answer.err
@@ -80,6 +82,10 @@ def test_a_file_is_shown_and_read(cli, kept, tmp_path):
     cli("file", "get", file_id, "--json").refused("--output PATH", code=2)
     nowhere = str(tmp_path / "no" / "folder")
     cli("file", "get", file_id, "-o", nowhere).refused("cannot write", "No such file")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    cli("file", "get", file_id, "-o", str(pipe), "--force").refused("is no regular file")
+    assert pipe.is_fifo()
     assert [path.name for path in tmp_path.glob(".copy*")] == []
     act = cli("audit", "--acts", "--limit", "1", "--json").json[0]
     assert (act["action"], act["subject"]) == ("file.read", file_id)

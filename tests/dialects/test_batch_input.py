@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import re
 import tracemalloc
 from typing import Any
 
@@ -349,6 +351,118 @@ def test_one_line_may_have_several_faults_in_the_order_of_its_fields():
         ("invalid_request", "body.messages", 1),
         ("model_not_found", "body.model", 1),
     ]
+
+
+TWINS = [
+    ("custom_id", "Custom_ID"),
+    ("custom_id", "cu\u017ftom_id"),
+    ("method", "METHOD"),
+    ("url", "Url"),
+    ("body", "BODY"),
+]
+
+
+@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize(("name", "twin"), TWINS)
+def test_a_field_is_spelled_in_its_letter_case(name, twin, beside):
+    """Beside the right one or in its place, it is the one fault of that field, in its line."""
+    shape = request()
+    shape[twin] = shape[name] if beside else shape.pop(name)
+    message = f"'{name}' must be spelled in its exact letter case"
+    lines, errors = inspect(b"\n" + orjson.dumps(shape))
+    assert (lines, errors) == ([], [LineError("invalid_request", message, name, 2)])
+
+
+def test_fields_of_other_names_are_left_alone():
+    """What nobody knows has no twin, and the fields of a body are the endpoint's matter."""
+    shape = request(x=1, X=2, custom_id_=3)
+    shape["body"] |= {"Custom_ID": 1, "URL": 2}
+    assert inspect(orjson.dumps(shape))[1] == []
+
+
+def repeated(name: str, spelled: str, first: Any = None) -> bytes:
+    """Return a request with one more field before the others."""
+    text = orjson.dumps(request())
+    return b'{"' + spelled.encode() + b'" :' + orjson.dumps(first) + b"," + text[1:]
+
+
+@pytest.mark.parametrize(
+    ("name", "spelled"),
+    [
+        ("custom_id", "custom_id"),
+        ("method", "method"),
+        ("url", "url"),
+        ("body", "body"),
+        ("url", r"\u0075rl"),
+        ("url", r"u\u0072\u006C"),
+        ("custom_id", r"custom\u005Fid"),
+        ("custom_id", r"custom\u005fi\u0064"),
+    ],
+)
+def test_a_field_stands_once(name, spelled):
+    """The last would win here, the first elsewhere; an escaped letter is a letter."""
+    content = b"{}\n" + repeated(name, spelled, {"url": 1})
+    _, errors = inspect(content)
+    message = f"'{name}' appears twice"
+    assert errors[4:] == [LineError("invalid_request", message, name, 2)]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "url",
+        'say "url',
+        '"url"',
+        "\\",
+        '\\"url":',
+        r"\u0075rl",
+        "é \u0000 \x7f",
+        {"url": {"url": ["url", {"url": 1}]}, "method": "body"},
+        [{"url": 1}] * 30,
+    ],
+)
+@pytest.mark.parametrize("ascii_only", [True, False])
+@pytest.mark.parametrize("at", ["extra", "metadata"])
+def test_a_fields_name_elsewhere_is_no_second_one(value, ascii_only, at):
+    """In strings, in the body and in what nobody knows, it may stand as often as it likes."""
+    shape = request()
+    (shape if at == "extra" else shape["body"])[at] = value
+    text = json.dumps(shape, ensure_ascii=ascii_only).encode()
+    assert inspect(text)[1] == []
+    assert inspect(text.replace(b"url", rb"\u0075rl"))[1] == []
+    twice = text[:-1] + b', "url" : "' + CHAT.encode() + b'"}'
+    for each in (twice, twice.replace(b"url", rb"ur\u006c")):
+        assert [error.message for error in inspect(each)[1]] == ["'url' appears twice"]
+
+
+_JSON = st.recursive(
+    st.none() | st.sampled_from(["url", '"url"', "\\", "\\u0075rl", 'a\\"url', 1.5]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["url", "a", 'b"url', "u\\"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+_NAMES = st.sampled_from(["custom_id", "method", "url", "body", "other", 'o"url"', "\\"])
+
+
+@given(st.lists(st.tuples(_NAMES, _JSON), max_size=6), st.randoms())
+def test_fields_that_stand_twice_are_those_that_the_standard_library_sees_twice(pairs, random):
+    """No nesting, quoting or escaping makes a difference."""
+
+    def written(text: str) -> str:
+        quoted = json.dumps(text)
+        for letter in "urlbody_":
+            if random.random() < 0.1:
+                quoted = re.sub(rf"(?<!\\){letter}", rf"\\u{ord(letter):04x}", quoted)
+        return quoted
+
+    text = "{" + ",".join(f"{written(name)}: {json.dumps(value)}" for name, value in pairs) + "}"
+    _, errors = inspect(text.encode())
+    found = [error.param for error in errors if error.message.endswith("twice")]
+    names = [name for name, _ in json.loads(text, object_pairs_hook=list)]
+    known = ["custom_id", "method", "url", "body"]
+    assert found == [name for name in known if names.count(name) > 1]
 
 
 def test_an_empty_body_lacks_its_fields():

@@ -255,8 +255,8 @@ def test_a_key_is_1_to_255_printable_characters(key):
         (b"abc", "abc"),
         (b'"abc"', "abc"),
         (b'  "abc"\t', "abc"),
-        (b'"', '"'),
         (b'""x""', '"x"'),
+        (b'a"b', 'a"b'),
         (b"a b, c", "a b, c"),
         ("schlüssel".encode(), "schlüssel"),
     ],
@@ -265,6 +265,17 @@ def test_the_header_may_be_quoted(value, key):
     """The quotes around it are no part of the key."""
     headers = [(b"host", b"x"), (b"idempotency-key", value)]
     assert create.header_key(headers) == key
+
+
+@pytest.mark.parametrize(
+    "value", [b'"', b'"a', b'a"', b' "a b ', b'"""', b'""a"', b'"a""', rb'"a\""']
+)
+def test_a_quote_of_the_header_has_its_other_half(value):
+    """A key that was cut in transit is not taken for another one."""
+    with pytest.raises(InvalidCall) as caught:
+        create.header_key([(b"idempotency-key", value)])
+    assert (caught.value.status, caught.value.param) == (400, "idempotency_key")
+    assert "double quote" in caught.value.message
 
 
 def test_there_is_one_header_or_none():

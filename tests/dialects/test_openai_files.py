@@ -225,6 +225,30 @@ def test_the_first_line_tells_jsonl_however_it_comes(content, fine, size):
     assert first.fine() is fine
 
 
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "the file is empty"),
+        (b"\xef\xbb\xbf\xef\xbb\xbf{}", "the first line is not valid JSON"),
+        (b"\n{\n}", "the first line is not valid JSON"),
+        (b"\n", None),
+        (b"{}", None),
+    ],
+)
+def test_what_is_wrong_with_a_batchs_input_is_said(content, why):
+    """Behind the words that clients look for, which stay as they are."""
+    first = FirstLine()
+    for at in range(len(content)):
+        first.feed(content[at : at + 1])
+    if why is None:
+        first.check()
+        return
+    with pytest.raises(InvalidCall) as caught:
+        first.check()
+    assert caught.value.message == f"Invalid file format for Batch API. Must be .jsonl: {why}."
+    assert caught.value.param is None
+
+
 @pytest.mark.parametrize(("name", "good"), [("a.jsonl", 1), ("A.JSONL", 1), ("a.json", 0), ("", 0)])
 def test_a_batchs_input_is_named_jsonl(name, good):
     """Any other ending is refused with the words that clients look for."""
@@ -233,5 +257,7 @@ def test_a_batchs_input_is_named_jsonl(name, good):
         return
     with pytest.raises(InvalidCall) as caught:
         openai_files.check_batch_name(name)
-    assert caught.value.message == "Invalid file format for Batch API. Must be .jsonl"
+    assert caught.value.message == (
+        "Invalid file format for Batch API. Must be .jsonl: the file's name does not end in .jsonl."
+    )
     assert caught.value.param is None

@@ -500,6 +500,7 @@ async def test_the_key_may_be_a_header(client, value):
         ("a\nb", {}),
         (None, {"Idempotency-Key": ""}),
         (None, {"Idempotency-Key": '""'}),
+        (None, {"Idempotency-Key": '"a'}),
         (None, {"Idempotency-Key": "k" * 256}),
     ],
 )

@@ -50,7 +50,7 @@ UPDATE gateway.batch_lines SET lease_token = gen_random_uuid(),
     lease_until = now() + interval '1 hour' WHERE state = 'leased'
 """
 LAST_LEASE_ENDS = """
-UPDATE gateway.batch_lines SET attempts = 5, lease_until = now() - interval '1 s'
+UPDATE gateway.batch_lines SET attempts = 5, lease_until = now() - interval '1 ms'
 WHERE state = 'leased'
 """
 RESTING = "SELECT FROM gateway.batches WHERE resume_at > now()"
@@ -121,19 +121,29 @@ async def test_a_retry_comes_by_itself(world):
     assert world.sim.started == 4
 
 
-async def test_a_line_that_always_fails_is_given_up_with_its_last_error(database, redis_url):
-    """After BATCH_ATTEMPTS dispatches, each with a row; the other lines are none the worse."""
+@pytest.mark.parametrize(
+    ("status", "attempts", "answer", "code"),
+    [(503, 3, 503, "upstream_unavailable"), (500, 2, 502, "upstream_error")],
+)
+async def test_a_line_that_always_fails_is_given_up(
+    database, redis_url, status, attempts, answer, code
+):
+    """Its last error is its result; each dispatch has a row, the other lines are none the worse.
+
+    A busy server is asked BATCH_ATTEMPTS times. One that breaks on the line is asked twice, as
+    each time may be charged.
+    """
     async with open_world(database, redis_url, batch_attempts=3) as world:
-        world.sim.play(Script(model=OTHER_MODEL, status=500))
+        world.sim.play(Script(model=OTHER_MODEL, status=status))
         owner = batcher(world)
         batch_id = await owner.begin([ask("good"), ask("bad", model=OTHER_MODEL)])
         found = await hurried(world, owner, batch_id)
         rows = await booked(world, batch_id)
     assert found.batch["status"] == "completed"
     bad = [row for row in rows if row["model"] == OTHER_MODEL]
-    assert [row["status_code"] for row in bad] == [502, 502, 502]
+    assert [row["status_code"] for row in bad] == [answer] * attempts
     line = found.errors["bad"]
-    assert (line["error"]["code"], line["response"]["status_code"]) == ("upstream_error", 502)
+    assert (line["error"]["code"], line["response"]["status_code"]) == (code, answer)
     assert line["response"]["request_id"] == bad[-1]["request_id"]
     assert set(found.output) == {"good"}
 
@@ -192,18 +202,18 @@ async def test_what_upstream_calls_wrong_is_final_at_once(world):
 
 async def test_a_full_window_is_waited_for(world):
     """No attempt is used, nothing is dispatched or booked meanwhile; then the rest runs."""
-    await world.keyring.update(world.key["id"], {"requests_per_minute": 2})
+    await world.keyring.update(world.key["id"], {"requests_per_minute": 5})
     owner = batcher(world)
-    batch_id = await owner.begin(asks(5))
+    batch_id = await owner.begin(asks(7))
     await until_rows(world, RESTING)
     await until_rows(world, PUT_BACK)
-    assert await states(world) == {(0, "succeeded"): 2, (0, "queued"): 3}
+    assert await states(world) == {(0, "succeeded"): 4, (0, "queued"): 3}
     assert (await owner.show(batch_id))["paused"] is None
-    assert len(await booked(world, batch_id)) == world.sim.started == 2
+    assert len(await booked(world, batch_id)) == world.sim.started == 4
     await world.keyring.update(world.key["id"], {"requests_per_minute": 100})
     found = await hurried(world, owner, batch_id)
-    assert found.batch["request_counts"] == {"total": 5, "completed": 5, "failed": 0}
-    assert len(await booked(world, batch_id)) == world.sim.started == 5
+    assert found.batch["request_counts"] == {"total": 7, "completed": 7, "failed": 0}
+    assert len(await booked(world, batch_id)) == world.sim.started == 7
 
 
 async def spent(world, lines=6):
@@ -230,6 +240,18 @@ async def test_a_spent_budget_pauses_the_batch_until_it_is_raised(world):
     assert found.batch["request_counts"] == {"total": 6, "completed": 6, "failed": 0}
     rows = await booked(world, batch_id)
     assert len(rows) == 6, "a refusal has no row"
+
+
+async def test_a_batch_leaves_room_in_a_window_for_live_calls(world):
+    """Lines fill four fifths of it and wait; live calls have the rest, and no more."""
+    key = await world.tenant_with_key("tight", {"all_models": True, "requests_per_minute": 10})
+    await batcher(world, key).begin(asks(20))
+    await until_rows(world, RESTING)
+    await until_rows(world, PUT_BACK)
+    assert len(await world.rows(ROWS, 0)) == 8
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+    answers = [await world.post("/v1/chat/completions", body, key) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
 
 
 async def test_a_paused_batch_whose_window_ends_expires(world):

@@ -162,20 +162,28 @@ async def test_another_tenants_file_is_no_file(world, client):
     assert (await ask(client.files.retrieve, made.id)) == made
 
 
-BAD = "Invalid file format for Batch API. Must be .jsonl"
+BAD = "Invalid file format for Batch API. Must be .jsonl: "
+NO_JSON = "the first line is not valid JSON."
+NO_NAME = "the file's name does not end in .jsonl."
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
-    [("a.jsonl", b""), ("a.jsonl", b"not json\n"), ("a.txt", JSONL), ("a.jsonl", b"{\n}")],
+    ("name", "content", "why"),
+    [
+        ("a.jsonl", b"", "the file is empty."),
+        ("a.jsonl", b"not json\n", NO_JSON),
+        ("a.jsonl", b"{\n}", NO_JSON),
+        ("a.txt", JSONL, NO_NAME),
+        (None, JSONL, NO_NAME),
+    ],
 )
 @pytest.mark.parametrize("first", ["purpose", "file"])
-async def test_what_cannot_be_a_batch_is_refused_at_its_upload(world, name, content, first):
-    """Wherever the purpose stands; for another purpose it is a file like any other."""
+async def test_what_cannot_be_a_batch_is_refused_at_its_upload(world, name, content, why, first):
+    """It says why, wherever the purpose stands; for another purpose it is a file as any other."""
     parts = [BATCH, file(content, name)]
     answer = await post(world, form(*(parts if first == "purpose" else parts[::-1])))
     assert refusal(answer) == (400, "invalid_request", None)
-    assert orjson.loads(answer.content)["error"]["message"] == BAD
+    assert orjson.loads(answer.content)["error"]["message"] == BAD + why
     assert (await post(world, form(EVALS, file(content, name)))).status_code == 200
 
 

@@ -6,6 +6,8 @@ import orjson
 import pytest
 import trio
 
+from structlog.testing import capture_logs
+
 from tests import raw_http
 from tests.integration.caller import connected, until
 from tests.integration.forms import (
@@ -23,6 +25,7 @@ from tests.integration.forms import (
     nothing_left,
 )
 from tests.world import open_world
+from trio_gateway.core.errors import ShuttingDown
 
 MIB = 1 << 20
 REVOKE = "INSERT INTO gateway.revocations (key_id, reason) VALUES ($1, 'test')"
@@ -258,6 +261,28 @@ async def test_a_revoked_key_cuts_its_download(world):
         await world.rows(REVOKE, key["id"])
         await world.settled()
         await cut_short(caller)
+
+
+@pytest.mark.parametrize(
+    ("how", "levels"), [("revoked", {"info"}), ("stopped", {"info"}), ("lost", {"warning"})]
+)
+async def test_a_download_that_was_cut_on_purpose_is_no_warning(world, how, levels):
+    """Only what failed is one: a revocation and a stop are what somebody wanted."""
+    key = await world.keyring.issue("acme", {})
+    with capture_logs() as said:
+        async with connected(world, buffer=4096) as caller:
+            await downloading(world, caller, key=key)
+            if how == "revoked":
+                await world.rows(REVOKE, key["id"])
+            elif how == "stopped":
+                world.gateway.live.cut([key["id"]], ShuttingDown)
+            else:
+                for path in (world.blobs / "files").rglob("file-*"):
+                    path.unlink()
+                await cut_short(caller)
+            await world.settled()
+    found = {each["log_level"] for each in said if each["event"].startswith("download")}
+    assert found == levels
 
 
 async def test_a_client_that_leaves_its_download_leaves_nothing(world):

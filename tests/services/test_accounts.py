@@ -135,9 +135,45 @@ async def test_a_tenant_that_something_else_refers_to_is_not_deleted(accounts, k
     row = await accounts.create("acme", {})
     await postgres.fetch("CREATE TABLE gateway.thing (t text REFERENCES gateway.tenants)")
     await postgres.fetch("INSERT INTO gateway.thing VALUES ($1)", row["id"])
-    with pytest.raises(Refused, match="disable it instead"):
+    with pytest.raises(Refused, match="disable the tenant instead"):
         await accounts.delete("acme")
     assert (await accounts.show("acme"))["id"] == row["id"]
+
+
+ADD_BATCH = """
+INSERT INTO gateway.batches (id, tenant_id, key_id, endpoint, input_file_id, completion_window,
+    fingerprint, status, expires_at)
+VALUES ('batch_1', $1, $2, '/v1/completions', 'file-1', '24h', '', $3, now())
+"""
+ADD_FILE = """
+INSERT INTO gateway.files (id, tenant_id, purpose, filename, bytes, blob, deleted_at)
+VALUES ('file-1', $1, 'batch', 'a.jsonl', 1, 'files/a/b', $2)
+"""
+
+
+async def test_a_tenant_goes_with_its_ended_batches_and_hidden_files(accounts, keyring, postgres):
+    """Nothing of them is left, and what the files hold is about to be deleted."""
+    row, key = await accounts.create("acme", {}), await keyring.issue("acme", {})
+    await postgres.fetch(ADD_BATCH, row["id"], key["id"], "completed")
+    await postgres.fetch(ADD_FILE, row["id"], datetime.now(UTC))
+    await accounts.delete("acme")
+    for table in ("tenants", "api_keys", "batches", "files"):
+        assert await postgres.fetch(f"SELECT FROM gateway.{table}") == []
+    doomed = await postgres.fetch("SELECT path FROM gateway.doomed_blobs WHERE due <= now()")
+    assert [dict(blob) for blob in doomed] == [{"path": "files/a/b"}]
+
+
+@pytest.mark.parametrize("what", ["a batch under way", "a file"])
+async def test_a_tenant_with_work_or_files_is_not_deleted(accounts, keyring, postgres, what):
+    """One sentence says why, and nothing is lost."""
+    row, key = await accounts.create("acme", {}), await keyring.issue("acme", {})
+    if what == "a file":
+        await postgres.fetch(ADD_FILE, row["id"], None)
+    else:
+        await postgres.fetch(ADD_BATCH, row["id"], key["id"], "in_progress")
+    with pytest.raises(Refused, match="files or open batches"):
+        await accounts.delete("acme")
+    assert (await keyring.show(key["id"]))["id"] == key["id"]
 
 
 async def test_a_key_is_shown_once_and_its_secret_is_kept_nowhere(accounts, keyring, postgres):

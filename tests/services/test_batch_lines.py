@@ -58,11 +58,10 @@ class Queue:
         assert row is not None
         return dict(row)
 
-    async def age(self) -> None:
-        """Let every lease run out."""
+    async def age(self, ended: str = "now() - interval '1 ms'") -> None:
+        """Let every lease have run out."""
         await self.postgres.fetch(
-            "UPDATE gateway.batch_lines SET lease_until = now() - interval '1 s'"
-            " WHERE state = 'leased'"
+            f"UPDATE gateway.batch_lines SET lease_until = {ended} WHERE state = 'leased'"
         )
 
 
@@ -168,6 +167,15 @@ async def test_a_lease_that_runs_out_is_a_failed_attempt(queue):
     assert await lines.claim(any_turns(), 10) is None
     assert await queue.states("b1") == {"failed": 1}
     assert (await queue.row("b1"))["failed"] == 1
+
+
+async def test_a_lease_that_the_database_slept_through_is_no_attempt(queue):
+    """Nobody could have prolonged it since the database was started: the line is not to blame."""
+    await queue.batch("b1", 1)
+    lines = queue.lines(attempts=1)
+    for _ in range(3):
+        assert (await claimed(lines)).lines[0].attempts == 0
+        await queue.age("pg_postmaster_start_time() - interval '1 ms'")
 
 
 async def test_renewing_says_which_lines_are_still_ours(queue):

@@ -343,3 +343,47 @@ async def test_no_more_calls_of_a_tenant_are_in_flight_than_allowed(books, redis
         await worker.quota.reserve(ask(caller()))
         await worker.end(hold, 0)
         await worker.quota.reserve(ask(second))
+
+
+@pytest.mark.parametrize("scope", ["tenant", "key"])
+async def test_a_share_of_a_window_is_left_to_others(worker, scope):
+    """Who may fill four fifths is refused beyond them, and told when there is room again."""
+    principal = caller(**{scope: requests(10)})
+    for _ in range(8):
+        await worker.quota.reserve(ask(principal, share=800))
+    error = await refused(worker, ask(principal, share=800))
+    assert 59 < error.retry_after <= 60
+    assert error.should_retry is None
+    for _ in range(2):
+        await worker.quota.reserve(ask(principal))
+    await refused(worker, ask(principal))
+
+
+async def test_others_hits_count_against_a_share(worker):
+    """Where others have filled four fifths nothing is left of the share."""
+    principal = caller(requests(5))
+    for _ in range(4):
+        await worker.quota.reserve(ask(principal))
+    await refused(worker, ask(principal, share=800))
+    await worker.quota.reserve(ask(principal))
+
+
+async def test_a_share_of_tokens_bounds_the_ceiling(worker):
+    """The output is cut to what the share has left, not to what the window has."""
+    principal = caller(tokens(1000))
+    await worker.quota.reserve(ask(principal, prompt=100, output=500, share=800))
+    hold, _ = await worker.quota.reserve(ask(principal, prompt=50, output=500, share=800))
+    assert hold.ceiling == 150
+    error = await refused(worker, ask(principal, prompt=50, output=500, share=800))
+    assert 59 < error.retry_after <= 60
+
+
+@pytest.mark.parametrize("limit", [requests(1), tokens(30)])
+async def test_an_empty_window_takes_what_is_larger_than_its_share(hasty, limit):
+    """A call that no share could hold is admitted once nobody has hit the window."""
+    principal = caller(limit)
+    await hasty.quota.reserve(ask(principal, prompt=10, output=20, share=800))
+    error = await refused(hasty, ask(principal, prompt=10, output=20, share=800))
+    assert error.retry_after <= SHORT
+    await trio.sleep(error.retry_after)
+    await hasty.quota.reserve(ask(principal, prompt=10, output=20, share=800))

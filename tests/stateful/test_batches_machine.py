@@ -86,10 +86,10 @@ SELECT batch_id, line, custom_id, state, request_id, attempts,
     state = 'leased' AND lease_until >= now() AS flying FROM gateway.batch_lines
 """
 LEASES_END = """
-UPDATE gateway.batches SET lease_until = now() - interval '1 s' WHERE lease_token IS NOT NULL
+UPDATE gateway.batches SET lease_until = now() - interval '1 ms' WHERE lease_token IS NOT NULL
 """
 LINES_COME_FREE = """
-UPDATE gateway.batch_lines SET lease_until = now() - interval '1 s' WHERE state = 'leased'
+UPDATE gateway.batch_lines SET lease_until = now() - interval '1 ms' WHERE state = 'leased'
 """
 WINDOW_ENDS = "UPDATE gateway.batches SET expires_at = now() WHERE id = $1"
 

@@ -50,7 +50,7 @@ def mapped_errors() -> Iterator[None]:
         yield
     except asyncpg.UniqueViolationError as error:
         raise Duplicate(error.constraint_name or "") from error
-    except asyncpg.ForeignKeyViolationError as error:
+    except (asyncpg.ForeignKeyViolationError, asyncpg.RestrictViolationError) as error:
         raise Missing(error.constraint_name or "") from error
     except (
         asyncpg.UndefinedTableError,

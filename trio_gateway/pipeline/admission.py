@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 # Upstream refused these before it did any work: they cost nothing.
 UNTOUCHED = (InvalidCall, ModelNotFound, UpstreamUnavailable)
 ANSWERED = (Outcome.COMPLETED, Outcome.CUT)
+BATCH_SHARE = 800  # thousandths of a window; the rest is for live calls alone
 SETTLE_LIMIT = 5.0  # seconds; after it the writer goes on by itself, and the sweep stands behind
 
 
@@ -205,6 +206,7 @@ def _ask(gate: Gate, errand: Errand, route: Route, slot: Slot | None) -> Ask:
             "milli": route.policy.milli_weight,
             "batch_id": errand.batch_id,
         },
+        share=BATCH_SHARE if errand.priority == "batch" else 1000,
     )
 
 

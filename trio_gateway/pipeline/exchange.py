@@ -58,6 +58,9 @@ async def carry(gate: Gate, leash: Leash, errand: Errand, send: Heard) -> None:
     is sent as the last item, a GatewayError, be it the first one or not. Raises nothing but
     ClientStalled, where nobody took the last item: the channel's end must then not be taken
     for the answer's.
+
+    The error leads through its traceback to the call and its body. Whoever raises it must not
+    keep it in a variable as well: all of that would stay until a full collection comes by.
     """
     heard = True
     with send:
@@ -121,8 +124,12 @@ class _Batches:
 
     async def receive(self) -> list[Chunk]:
         """Return the next chunks, at least one; an end without `done` is an UpstreamError."""
-        if self._broken is not None:
-            raise self._broken
+        broken, self._broken = self._broken, None
+        if broken is not None:
+            try:
+                raise broken
+            finally:
+                del broken
         if not self._call.generates:
             return [parse_chunk(self._call, await self._reply.read(EMBEDDINGS_LIMIT))]
         batch: list[Chunk] = []

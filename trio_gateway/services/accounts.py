@@ -31,6 +31,27 @@ SELECT t.*, (SELECT count(*) FROM gateway.api_keys k WHERE k.tenant_id = t.id) A
 FROM gateway.tenants t WHERE strpos(lower(t.name), lower($1)) > 0 OR $1 = ''
 ORDER BY t.name LIMIT $2
 """
+# What a tenant leaves behind, in the order in which it can go.
+_LEAVE = (
+    (
+        "DELETE FROM gateway.batches WHERE tenant_id = $1 AND status IN"
+        " ('completed', 'failed', 'expired', 'cancelled')"
+    ),
+    """
+    WITH purged AS (
+        DELETE FROM gateway.files WHERE tenant_id = $1
+            AND (deleted_at IS NOT NULL OR expires_at <= now()) RETURNING blob
+    )
+    INSERT INTO gateway.doomed_blobs (path, due) SELECT blob, now() FROM purged
+    ON CONFLICT (path) DO UPDATE SET due = excluded.due
+    """,
+    (
+        "DELETE FROM gateway.revocations r USING gateway.api_keys k"
+        " WHERE r.key_id = k.id AND k.tenant_id = $1"
+    ),
+    "DELETE FROM gateway.api_keys WHERE tenant_id = $1",
+    "DELETE FROM gateway.tenants WHERE id = $1",
+)
 
 
 class Accounts:
@@ -80,11 +101,17 @@ class Accounts:
         return await self._postgres.transact(self._switch, name, "tenant.enable")
 
     async def delete(self, name: str) -> Row:
-        """Remove a tenant with its keys, and cut its calls; ledger and spend stay."""
+        """Remove a tenant with its keys and ended batches, and cut its calls.
+
+        Ledger and spend stay. A tenant that has files, or batches under way, is refused.
+        """
         try:
             return await self._postgres.transact(self._delete, name)
         except Missing as error:
-            raise Refused("the tenant still owns files or batches; disable it instead") from error
+            raise Refused(
+                "the tenant still has files or open batches; delete and cancel them first, or"
+                " disable the tenant instead"
+            ) from error
 
     async def _create(self, connection: Connection, name: str, values: Mapping[str, Any]) -> Row:
         tenant_id = new_id("ten_")
@@ -116,12 +143,7 @@ class Accounts:
 
     async def _delete(self, connection: Connection, name: str) -> Row:
         row = await find_tenant(connection, name, lock=True)
-        await connection.execute(
-            "DELETE FROM gateway.revocations r USING gateway.api_keys k"
-            " WHERE r.key_id = k.id AND k.tenant_id = $1",
-            row["id"],
-        )
-        await connection.execute("DELETE FROM gateway.api_keys WHERE tenant_id = $1", row["id"])
-        await connection.execute("DELETE FROM gateway.tenants WHERE id = $1", row["id"])
+        for statement in _LEAVE:
+            await connection.execute(statement, row["id"])
         await write_event(connection, (self._actor, "tenant.delete", row["id"]), row, None)
         return row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
+from copy import copy
 from typing import TYPE_CHECKING
 
 import trio
@@ -57,7 +58,8 @@ class Cover:
         self._leash.scopes.discard(self._scope)
         swallow = self._scope.__exit__(kind, error, traceback)
         if self._scope.cancelled_caught and self._late is not None:
-            raise self._leash.reason or self._late() from None
+            # A copy: a leash that kept what was raised would keep the whole call with it.
+            raise copy(self._leash.reason) or self._late() from None
         return swallow
 
     def allow(self, seconds: float, late: type[GatewayError] = UpstreamTimeout) -> None:
@@ -106,7 +108,7 @@ class Leash:
     def fail_if_cut(self) -> None:
         """Raise the reason, after a wait that nothing could end, where there was a cut."""
         if self.reason is not None:
-            raise self.reason
+            raise copy(self.reason)
 
     def cover(self, deadline: float = math.inf) -> Cover:
         """Let a cut, or the deadline (trio time), end a block."""

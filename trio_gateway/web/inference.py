@@ -89,7 +89,10 @@ async def _begun(chunks: Body) -> Begun:
     """Wait for the beginning of the answer, or raise why there is none."""
     item = await chunks.receive()
     if isinstance(item, GatewayError):
-        raise item
+        try:
+            raise item
+        finally:
+            del item  # see `carry`
     return cast("Begun", item)
 
 
@@ -111,7 +114,10 @@ async def _whole(begun: Begun, chunks: Body, rendering: Rendering) -> bytes:
         except trio.EndOfChannel:
             return rendering.body()
         if isinstance(item, GatewayError):
-            raise item
+            try:
+                raise item
+            finally:
+                del item
         batch = cast("list[Chunk]", item)
 
 

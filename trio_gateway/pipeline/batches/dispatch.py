@@ -39,6 +39,7 @@ SETTLING = 2  # lines being settled for each that may be in flight
 MOST_CLAIMED = 200  # lines in one claim
 BRISK, SLOW = 0.5, 2.0  # seconds for a claim, between which its size is right
 POLL = 1.0  # seconds between two looks for work that nobody announces, such as a retry
+RETRY = 0.5  # seconds until a store that did not answer is asked again
 LAST = 5.0  # seconds to put back what was claimed, at a stop
 
 
@@ -180,14 +181,15 @@ class Dispatcher:
     async def _put_back(
         self, claim: Claim, numbers: Sequence[int], later: Later | None = None
     ) -> None:
-        """Give lines back; where that fails their lease runs out by itself."""
-        if not numbers:
-            return
+        """Give lines back, once the store can be asked."""
         later = later or Later()
-        try:
-            await self._bench.lines.release(claim, numbers, later.delay, failed=later.failed)
-        except StoreUnavailable:
-            log.warning("batch_lines_left_to_lease", batch_id=claim.batch_id, lines=len(numbers))
+        while numbers:
+            try:
+                await self._bench.lines.release(claim, numbers, later.delay, failed=later.failed)
+                break
+            except StoreUnavailable:
+                log.warning("batch_lines_wait", batch_id=claim.batch_id, lines=len(numbers))
+                await trio.sleep(RETRY)
         for number in numbers:
             self.leases.done(claim, number)
 

@@ -11,6 +11,7 @@ import orjson
 import structlog
 import trio
 
+from trio_gateway.core.causes import first_of
 from trio_gateway.core.errors import (
     BudgetExhausted,
     CallerError,
@@ -21,6 +22,7 @@ from trio_gateway.core.errors import (
     ShuttingDown,
     StoreUnavailable,
     Unreachable,
+    UpstreamTimeout,
     UpstreamUnavailable,
 )
 from trio_gateway.dialects.batch_output import LOST, failure_line, result_line, unrun_line
@@ -47,6 +49,7 @@ AWAY = 2.0  # seconds until a backend that cannot be reached, or has no room, is
 STORE = 1.0  # seconds until a store that did not answer is asked again
 BACKOFF_FIRST = 1.0  # seconds; doubled with each failed attempt
 BACKOFF_MOST = 60.0
+BROKEN = 2  # attempts at a line whose answers break
 AHEAD = 16  # items that an answer may be ahead of its rendering
 
 
@@ -64,10 +67,7 @@ async def run_line(bench: Bench, flight: Flight) -> Result | Later:
             done = await _answered(bench, leash, errand, rendering, flight.landed)
         body = rendering.body()
     except Exception as error:  # noqa: BLE001 - `_known` logs what is not ours
-        failure = _known(error, flight)
-        return _later(bench, flight, failure) or _result(
-            flight, request_id, failure_line(flight.line.custom_id, request_id, failure)
-        )
+        return _unanswered(bench, flight, request_id, _known(error, flight))
     text = result_line(flight.line.custom_id, request_id, body)
     return replace(
         _result(flight, request_id, text),
@@ -77,10 +77,18 @@ async def run_line(bench: Bench, flight: Flight) -> Result | Later:
     )
 
 
+def _unanswered(
+    bench: Bench, flight: Flight, request_id: str, error: GatewayError
+) -> Result | Later:
+    text = failure_line(flight.line.custom_id, request_id, error)
+    return _later(bench, flight, error) or _result(flight, request_id, text)
+
+
 def _known(error: Exception, flight: Flight) -> GatewayError:
     """Name a failure; one of this code's own must not end the other lines."""
-    if isinstance(error, GatewayError):
-        return error
+    first = first_of(error)
+    if isinstance(first, GatewayError):
+        return first
     log.error("batch_line_broke", batch_id=flight.claim.batch_id, exc_info=error)
     return GatewayError()
 
@@ -123,7 +131,10 @@ async def _answered(
             failure = None
         landed()
     if failure is not None:
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure, item  # see `carry`
     if last is None:
         raise GatewayError
     return last
@@ -143,12 +154,21 @@ def _later(bench: Bench, flight: Flight, error: GatewayError) -> Later | None:
         return Later(3 * PROBE, rest=PROBE, paused=error.code)
     if isinstance(error, RateLimited) and error.should_retry is not False:
         return Later(rest=max(error.retry_after or 0, STORE))
-    if isinstance(error, CallerError) or flight.line.attempts + 1 >= bench.attempts:
+    if isinstance(error, CallerError) or flight.line.attempts + 1 >= _most(bench, error):
         return None
     backoff = min(BACKOFF_MOST, BACKOFF_FIRST * 2**flight.line.attempts)
     backoff = max(backoff, error.retry_after or 0) * random.uniform(0.8, 1.2)  # noqa: S311
     rest = STORE if isinstance(error, UpstreamUnavailable) else 0
     return Later(backoff, failed=True, rest=rest)
+
+
+def _most(bench: Bench, error: GatewayError) -> int:
+    """Return how many attempts a failure is worth: one that may be the line's own fault, two.
+
+    Each attempt is charged for what upstream did for it.
+    """
+    passing = isinstance(error, (UpstreamUnavailable, UpstreamTimeout))
+    return bench.attempts if passing else min(BROKEN, bench.attempts)
 
 
 def _may_return(bench: Bench, flight: Flight, error: GatewayError) -> bool:

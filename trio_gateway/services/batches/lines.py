@@ -24,15 +24,16 @@ MOST_CANDIDATES = 1000
 MOST_EXPIRED = 500  # leases looked after in one go
 
 # A lease that ran out is a failed attempt: a line that ends its worker must not loop for ever.
+# Not so where the database was away at the lease's end: nobody could have prolonged it.
 _EXPIRE = f"""
 WITH expired AS (
-    SELECT batch_id, line FROM gateway.batch_lines
-    WHERE state = 'leased' AND lease_until < now()
+    SELECT batch_id, line, (lease_until > pg_postmaster_start_time())::integer AS failed
+    FROM gateway.batch_lines WHERE state = 'leased' AND lease_until < now()
     ORDER BY lease_until LIMIT {MOST_EXPIRED} FOR UPDATE SKIP LOCKED
 ), moved AS (
-    UPDATE gateway.batch_lines l SET attempts = attempts + 1,
+    UPDATE gateway.batch_lines l SET attempts = attempts + e.failed,
         lease_token = NULL, lease_until = NULL,
-        state = CASE WHEN attempts + 1 >= $1 THEN 'failed' ELSE 'queued' END
+        state = CASE WHEN attempts + e.failed >= $1 THEN 'failed' ELSE 'queued' END
     FROM expired e WHERE l.batch_id = e.batch_id AND l.line = e.line
     RETURNING l.batch_id, l.state
 )

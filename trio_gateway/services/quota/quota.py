@@ -33,7 +33,10 @@ WINDOW = 60.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a call wants to reserve; `opaque` is what a sweeper needs for its ledger row."""
+    """What a call wants to reserve; `opaque` is what a sweeper needs for its ledger row.
+
+    `share` is how much of a window the call may fill, in thousandths.
+    """
 
     request_id: str
     principal: Principal
@@ -42,6 +45,7 @@ class Ask:
     milli_weight: int
     dispatched: bool  # a slot is already in hand
     opaque: dict[str, Any]
+    share: int = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,7 @@ class Quota:
             orjson.dumps(ask.opaque),
             *_limit_args(tenant.limits),
             *_limit_args(key.limits),
+            ask.share,
         ]
         pending = self._redis.send_script("reserve", call_keys(tenant.id, key.id), args)
         sent = not pending.done

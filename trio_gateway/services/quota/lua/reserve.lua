@@ -2,12 +2,14 @@
 -- KEYS 6..9: tenant requests, tenant tokens, key requests, key tokens (sorted sets).
 -- ARGV: 1 run id, 2 request id, 3 key id, 4 prompt estimate, 5 output ask (tokens), 6 least
 -- output, 7 weight in thousandths, 8 lease, 9 phase, 10 calls in flight allowed, 11 window,
--- 12 opaque, then for tenant (13..16) and key (17..20): requests, tokens, budget (-1 unlimited), period.
+-- 12 opaque, then for tenant (13..16) and key (17..20): requests, tokens, budget (-1 unlimited), period;
+-- 21 what share of a window it may fill, in thousandths (all of it where absent).
 -- Returns {'cold'} | {'no', reason, scope, retry after, numbers...} | {'ok', numbers..., started, ceiling, cost, hold}
 local now = clock()
 local run, rid, key = ARGV[1], ARGV[2], ARGV[3]
 local estimate, ask, least = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local milli, lease, window = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[11])
+local share = tonumber(ARGV[21] or '1000')
 if redis.call('HGET', KEYS[1], 'warm') ~= run then return { 'cold' } end
 local day = day_of(now)
 
@@ -23,11 +25,18 @@ for i, name in ipairs({ 't', 'k:' .. key }) do
     period = period, rset = KEYS[4 + 2 * i], tset = KEYS[5 + 2 * i] }
 end
 
+-- What is left of a window for this call; one that nobody has hit is all of it for anybody, so
+-- that a call larger than its share is not kept out for ever.
+local function left_of(limit, left)
+  if share >= 1000 or left >= limit then return left end
+  return math.min(left, math.floor(limit * share / 1000) - (limit - left))
+end
+
 -- What each scope has left; expired hits leave first.
 for _, s in ipairs(scopes) do
   if s.requests >= 0 then
     redis.call('ZREMRANGEBYSCORE', s.rset, '-inf', int(now - window))
-    s.rleft = s.requests - redis.call('ZCARD', s.rset)
+    s.rleft = left_of(s.requests, s.requests - redis.call('ZCARD', s.rset))
   end
   if s.tokens >= 0 then
     local gone = redis.call('ZRANGEBYSCORE', s.tset, '-inf', int(now - window))
@@ -39,7 +48,7 @@ for _, s in ipairs(scopes) do
     end
     -- A set that expired as a whole took its hits along and left their sum.
     if redis.call('EXISTS', s.tset) == 0 then redis.call('HDEL', KEYS[5], s.name) end
-    s.tleft = s.tokens - tonumber(redis.call('HGET', KEYS[5], s.name) or '0')
+    s.tleft = left_of(s.tokens, s.tokens - tonumber(redis.call('HGET', KEYS[5], s.name) or '0'))
   end
   if s.budget >= 0 then
     local pair = redis.call('HMGET', KEYS[2], 's|' .. s.name .. '|' .. s.period, 'h|' .. s.name .. '|' .. s.period)
@@ -100,8 +109,8 @@ for _, s in ipairs(scopes) do
   if s.requests >= 0 and s.rleft < 1 then
     local wait = -1
     if s.requests > 0 then
-      local first = redis.call('ZRANGE', s.rset, 0, 0, 'WITHSCORES')
-      wait = tonumber(first[2]) + window - now
+      local last = math.min(1 - s.rleft, redis.call('ZCARD', s.rset)) - 1 -- of the hits that have to leave
+      wait = tonumber(redis.call('ZRANGE', s.rset, last, last, 'WITHSCORES')[2]) + window - now
     end
     return refuse('requests', s.name, wait)
   end
@@ -110,13 +119,12 @@ for _, s in ipairs(scopes) do
   if s.tokens >= 0 and s.tleft < math.max(need, 1) then
     local wait, left = -1, s.tleft
     if math.max(need, 1) <= s.tokens then
+      local last
       for _, member in ipairs(redis.call('ZRANGE', s.tset, 0, -1)) do
-        left = left + tonumber(string.match(member, '^%d+'))
-        if left >= math.max(need, 1) then
-          wait = tonumber(redis.call('ZSCORE', s.tset, member)) + window - now
-          break
-        end
+        left, last = left + tonumber(string.match(member, '^%d+')), member
+        if left >= math.max(need, 1) then break end
       end
+      if last then wait = tonumber(redis.call('ZSCORE', s.tset, last)) + window - now end
     end
     return refuse('tokens', s.name, wait)
   end
