@@ -30,8 +30,8 @@ def _data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestStores]:
-    with test_stores.running(tmp_path_factory.mktemp("stores")) as running:
+def stores() -> Iterator[TestStores]:
+    with test_stores.scratch() as folder, test_stores.running(folder) as running:
         yield running
 
 

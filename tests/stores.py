@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import itertools
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +53,22 @@ class TestStores:
         """Name another database of the same server."""
         parts = urlsplit(self.database_url)
         return urlunsplit(parts._replace(path=f"/{name}"))
+
+
+MEMORY = Path("/dev/shm")
+ROOM = 2 * 1024**3  # bytes
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """Lend a folder for the stores, in memory where there is room.
+
+    Each test has a database of its own, and a copy of one is some hundred files: on a disk
+    that takes longer than most tests.
+    """
+    roomy = os.access(MEMORY, os.W_OK | os.X_OK) and shutil.disk_usage(MEMORY).free > ROOM
+    with tempfile.TemporaryDirectory(prefix="tg-", dir=MEMORY if roomy else None) as folder:
+        yield Path(folder)
 
 
 @contextlib.contextmanager

@@ -435,6 +435,13 @@ def test_a_fields_name_elsewhere_is_no_second_one(value, ascii_only, at):
         assert [error.message for error in inspect(each)[1]] == ["'url' appears twice"]
 
 
+def test_a_field_that_stands_twice_is_found_whatever_its_value():
+    """As many quotes as usual do not hide it."""
+    text = b'{"custom_id":1,"custom_id":2,"method":"POST","url":"%b","body":{}}' % CHAT.encode()
+    _, errors = inspect(text)
+    assert errors[0].message == "'custom_id' appears twice"
+
+
 _JSON = st.recursive(
     st.none() | st.sampled_from(["url", '"url"', "\\", "\\u0075rl", 'a\\"url', 1.5]),
     lambda inner: (

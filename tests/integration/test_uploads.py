@@ -6,8 +6,6 @@ import orjson
 import pytest
 import trio
 
-from structlog.testing import capture_logs
-
 from tests import raw_http
 from tests.integration.caller import connected, until
 from tests.integration.forms import (
@@ -266,23 +264,27 @@ async def test_a_revoked_key_cuts_its_download(world):
 @pytest.mark.parametrize(
     ("how", "levels"), [("revoked", {"info"}), ("stopped", {"info"}), ("lost", {"warning"})]
 )
-async def test_a_download_that_was_cut_on_purpose_is_no_warning(world, how, levels):
+async def test_a_download_that_was_cut_on_purpose_is_no_warning(
+    database, redis_url, capfd, how, levels
+):
     """Only what failed is one: a revocation and a stop are what somebody wanted."""
-    key = await world.keyring.issue("acme", {})
-    with capture_logs() as said:
-        async with connected(world, buffer=4096) as caller:
-            await downloading(world, caller, key=key)
-            if how == "revoked":
-                await world.rows(REVOKE, key["id"])
-            elif how == "stopped":
-                world.gateway.live.cut([key["id"]], ShuttingDown)
-            else:
-                for path in (world.blobs / "files").rglob("file-*"):
-                    path.unlink()
-                await cut_short(caller)
-            await world.settled()
-    found = {each["log_level"] for each in said if each["event"].startswith("download")}
-    assert found == levels
+    async with (
+        open_world(database, redis_url, log_level="info") as world,
+        connected(world, buffer=4096) as caller,
+    ):
+        key = await world.keyring.issue("acme", {})
+        await downloading(world, caller, key=key)
+        if how == "revoked":
+            await world.rows(REVOKE, key["id"])
+        elif how == "stopped":
+            world.gateway.live.cut([key["id"]], ShuttingDown)
+        else:
+            for path in (world.blobs / "files").rglob("file-*"):
+                path.unlink()
+            await cut_short(caller)
+        await world.settled()
+    said = [line for line in capfd.readouterr().err.splitlines() if '"download_' in line]
+    assert {orjson.loads(line)["level"] for line in said} == levels
 
 
 async def test_a_client_that_leaves_its_download_leaves_nothing(world):

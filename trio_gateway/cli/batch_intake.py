@@ -21,7 +21,6 @@ from trio_gateway.dialects.openai_files import (
     FirstLine,
     check_batch_name,
     clean_name,
-    not_jsonl,
 )
 from trio_gateway.services.files.files import Files, blob_of, new_file_id
 
@@ -51,8 +50,7 @@ async def check(file: Path, most: int) -> str:
         raise Failure(f"{file} cannot be read: {error.strerror}") from error
     if size > most:
         raise Failure(f"{file} has {size:,} bytes, and TRIO_GATEWAY_MAX_FILE_BYTES is {most:,}")
-    if not size or not first.fine():
-        raise not_jsonl()
+    first.check()
     return digest.hexdigest()
 
 

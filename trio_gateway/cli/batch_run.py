@@ -11,9 +11,10 @@ import click
 
 from trio_gateway.cli.batch_desk import row_of
 from trio_gateway.cli.batch_intake import check, keep, read_endpoint
+from trio_gateway.cli.batch_places import check_places
 from trio_gateway.cli.batch_watch import Ending, watch
 from trio_gateway.cli.door import Failure
-from trio_gateway.cli.file_copy import copy, refuse_overwriting
+from trio_gateway.cli.file_copy import copy
 from trio_gateway.cli.session import ACTOR
 from trio_gateway.cli.show import show_json
 from trio_gateway.core.batches import Wanted
@@ -62,8 +63,7 @@ async def perform(desk: Desk, order: Order, *, as_json: bool) -> Ending:
 
     Raises Refused, CallerError and Failure for all that is amiss before the batch is made.
     """
-    for place in (order.output_path, order.errors_path):
-        refuse_overwriting(place, force=order.force)
+    check_places(order.file, order.output_path, order.errors_path, force=order.force)
     order = replace(order, idempotency_key=_checked(order.idempotency_key))
     digest = await check(order.file, desk.addresses.settings.max_file_bytes)
     endpoint = order.endpoint or await read_endpoint(order.file)

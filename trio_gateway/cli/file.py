@@ -10,6 +10,7 @@ import click
 from trio_gateway.cli.door import work
 from trio_gateway.cli.options import examples, target_options
 from trio_gateway.cli.show import note_if_cut, show_done, show_row, show_rows
+from trio_gateway.dialects.openai_files import LISTED
 
 if TYPE_CHECKING:
     from trio_gateway.cli.options import Target
@@ -32,7 +33,7 @@ def file() -> None:
     name="list", epilog=examples("file list", "file list --tenant acme --purpose batch --json")
 )
 @click.option("--tenant", help="Only this tenant's, by name or id.")
-@click.option("--purpose", help="Only these, such as batch or batch_output.")
+@click.option("--purpose", type=click.Choice(LISTED))
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
 @target_options
 def list_(tenant: str | None, purpose: str | None, limit: int, target: Target) -> None:

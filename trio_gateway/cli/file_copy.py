@@ -32,7 +32,7 @@ async def copy(desk: Desk, file_id: str, place: Path | None, *, force: bool = Fa
     Raises NotFound; Failure where the blob store or the place cannot be used.
     """
     if place is not None:
-        refuse_overwriting(place, force=force)
+        check_place(place, force=force)
     blobs = await store_of(desk)
     row = await desk.files.read(file_id)
     with failures():
@@ -42,10 +42,18 @@ async def copy(desk: Desk, file_id: str, place: Path | None, *, force: bool = Fa
     return row
 
 
-def refuse_overwriting(place: Path, *, force: bool) -> None:
-    """Raise Failure where something is there already, unless `force`."""
-    if place.exists() and not force:
-        raise Failure(f"{place} is there already; --force overwrites it")
+def check_place(place: Path, *, force: bool) -> None:
+    """Raise Failure where no file can be put, or one is there already, unless `force`."""
+    try:
+        if place.exists() and not place.is_file():  # a device would be replaced for all
+            raise Failure(f"{place} is no regular file")
+        if place.exists() and not force:
+            raise Failure(f"{place} is there already; --force overwrites it")
+        descriptor, temporary = _beside(place)
+        os.close(descriptor)
+        Path(temporary).unlink()
+    except OSError as error:
+        raise Failure(f"cannot write {place}: {error.strerror}") from error
 
 
 async def store_of(desk: Desk) -> Blobs:
@@ -74,10 +82,14 @@ def failures() -> Iterator[None]:
         raise Failure(f"cannot write: {error.strerror}") from error
 
 
+def _beside(place: Path) -> tuple[int, str]:
+    return tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
+
+
 @contextmanager
 def _replacing(place: Path) -> Iterator[BinaryIO]:
     """Give a file that takes its place once it is whole; it is the operator's alone (0600)."""
-    descriptor, temporary = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
+    descriptor, temporary = _beside(place)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             yield stream

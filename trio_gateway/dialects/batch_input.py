@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,22 @@ _ENVELOPE = (
     ("url", "URL", str, "a string"),
     ("body", "Body", dict, "a JSON dictionary object"),
 )
+_KNOWN = frozenset(name for name, *_ in _ENVELOPE)
+_FOLDED = {name.casefold(): name for name in _KNOWN}
+_QUOTED = tuple((name, b'"%b"' % name.encode()) for name, *_ in _ENVELOPE)
+_BODY = b'"body"'
+_STRINGS = 3
+_QUOTES = 4 * _STRINGS
+_SUSPECT = re.compile(rb"\\u00(?:5[fF]|6|7)")  # an underscore or a small letter
+
+
+def _spellings(name: str) -> re.Pattern[bytes]:
+    """Match the quoted name, be any of its letters escaped or not."""
+    letters = (rf"(?:{letter}|\\u00(?i:{ord(letter):02x}))" for letter in name)
+    return re.compile(f'"{"".join(letters)}"'.encode())
+
+
+_SPELLINGS = tuple((_spellings(name), quoted) for name, quoted in _QUOTED)
 
 
 def _is_text(value: Any) -> bool:
@@ -146,7 +163,7 @@ def check_line(raw: RawLine, rules: Rules) -> Line | Faulty:
         message = f"This line is longer than the limit of {rules.most:,} bytes."
         return Faulty(None, [LineError("invalid_request", message, None, raw.number)])
     try:
-        request = orjson.loads(raw.text)
+        request, unclear = _read(raw.text)
     except orjson.JSONDecodeError:
         message = "This line is not parseable as valid JSON."
         return Faulty(None, [LineError("invalid_json_line", message, None, raw.number)])
@@ -155,16 +172,88 @@ def check_line(raw: RawLine, rules: Rules) -> Line | Faulty:
         return Faulty(None, [LineError("invalid_request", message, None, raw.number)])
     body = request.get("body")
     model, body_errors = _checked_body(body, rules) if type(body) is dict else (None, [])
-    errors = [*_envelope_errors(request, rules.endpoint), *body_errors]
+    errors = [*_envelope_errors(request, rules.endpoint, unclear), *body_errors]
     custom_id = _usable(request.get("custom_id"))
     if errors or custom_id is None or model is None:
         return Faulty(custom_id, [replace(error, line=raw.number) for error in errors])
     return Line(raw.number, custom_id, model, raw.start, raw.length)
 
 
-def _envelope_errors(request: dict[str, Any], endpoint: str) -> Iterator[LineError]:
+def _read(text: bytes) -> tuple[Any, dict[str, str]]:
+    """Return what a line holds, and by name what is wrong with how its fields are spelled.
+
+    Raises orjson.JSONDecodeError.
+    """
+    request = _usual(text)
+    if request is None:
+        request = orjson.loads(text)
+        if type(request) is dict:
+            return request, _twins(request) | _repeats(text, request)
+    return request, {}
+
+
+def _usual(text: bytes) -> dict[str, Any] | None:
+    """Return the object of a line as clients write it, the body last; None for any other.
+
+    Read in two pieces it takes no longer than in one. What is JSON from the body's colon to the
+    last brace leaves no field behind it; three strings and their names have twelve quotes, and
+    a field that stands twice would have more.
+    """
+    at = text.find(_BODY)
+    if at < 0 or not text.endswith(b"}") or text.count(b'"', 0, at) != _QUOTES:
+        return None
+    try:
+        request: dict[str, Any] = orjson.loads(text[:at] + b'"body":0}')
+        if request.keys() != _KNOWN or [*map(type, request.values())].count(str) != _STRINGS:
+            return None
+        request["body"] = orjson.loads(memoryview(text)[text.find(b":", at) + 1 : -1])
+    except orjson.JSONDecodeError:
+        return None
+    return request
+
+
+def _twins(request: dict[str, Any]) -> dict[str, str]:
+    """Return what is wrong with fields that differ from a known one only in letter case."""
+    if request.keys() <= _KNOWN:
+        return {}
+    folded = {key.casefold() for key in request.keys() - _KNOWN}
+    return {
+        name: f"'{name}' must be spelled in its exact letter case"
+        for fold, name in _FOLDED.items()
+        if fold in folded
+    }
+
+
+def _repeats(text: bytes, request: dict[str, Any]) -> dict[str, str]:
+    """Return what is wrong with known fields that stand twice; `request` is what `text` holds."""
+    if _SUSPECT.search(text):
+        for spellings, quoted in _SPELLINGS:
+            text = spellings.sub(quoted, text)
+    return {
+        name: f"'{name}' appears twice"
+        for name, quoted in _QUOTED
+        if text.count(quoted) > 1 and _stands_twice(text, quoted, request)
+    }
+
+
+def _stands_twice(text: bytes, quoted: bytes, request: dict[str, Any]) -> bool:
+    """Whether the outermost object has the field twice.
+
+    Each quoted name is made a new one, which leaves the structure what it is, so that no key
+    overrides another. That takes neither a recursion nor a scan in Python.
+    """
+    head, *rest = text.split(quoted)
+    marked = b"".join([b'"\x7f%d"%b' % (at, part) for at, part in enumerate(rest)])
+    return len(orjson.loads(head + marked).keys() - request.keys()) > 1
+
+
+def _envelope_errors(
+    request: dict[str, Any], endpoint: str, unclear: dict[str, str]
+) -> Iterator[LineError]:
     for name, title, kind, wanted in _ENVELOPE:
-        if name not in request:
+        if name in unclear:
+            yield LineError("invalid_request", unclear[name], name)
+        elif name not in request:
             message = f"Missing required parameter: {name}"
             yield LineError("missing_required_parameter", message, name)
         elif type(request[name]) is not kind:

@@ -75,6 +75,11 @@ def header_key(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
         raise _unfit_key() from None
     if len(text) > 1 and text[0] == text[-1] == '"':
         text = text[1:-1]
+    if text == '"' or text.startswith('"') != text.endswith('"'):
+        raise _refusal(
+            "idempotency_key",
+            "The header Idempotency-Key has a double quote without its other half.",
+        )
     return _key(text)
 
 

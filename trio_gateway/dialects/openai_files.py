@@ -155,11 +155,12 @@ def clean_name(name: str | None) -> str:
 class FirstLine:
     """Looks at the first line of a file that passes by, to tell JSONL from anything else."""
 
-    __slots__ = ("_begun", "_kept", "_searched", "_verdict")
+    __slots__ = ("_begun", "_empty", "_kept", "_searched", "_verdict")
 
     def __init__(self) -> None:
         """Begin before the first byte."""
         self._kept = bytearray()
+        self._empty = True
         self._begun = False  # past the BOM
         self._searched = 0
         self._verdict: bool | None = None
@@ -168,6 +169,7 @@ class FirstLine:
         """Take the next piece."""
         if self._verdict is not None:
             return
+        self._empty = self._empty and not piece
         self._kept += piece
         if not self._begun:
             if len(self._kept) < len(_BOM):
@@ -182,15 +184,17 @@ class FirstLine:
             self._kept.clear()
         self._searched = len(self._kept)
 
-    def fine(self) -> bool:
-        """Say, at the file's end, whether it can be JSONL: no lines at all can."""
+    def check(self) -> None:
+        """Raise InvalidCall, at the file's end, where it cannot be JSONL: blank lines alone can."""
+        if self._empty:
+            raise not_jsonl("the file is empty")
         if self._verdict is None:
             self._begin()
             self._skip_blanks()
-            if not self._kept:
-                return True
-            self._decide(bytes(self._kept))
-        return bool(self._verdict)
+            if self._kept:
+                self._decide(bytes(self._kept))
+        if self._verdict is False:
+            raise not_jsonl("the first line is not valid JSON")
 
     def _begin(self) -> None:
         if not self._begun and self._kept.startswith(_BOM):
@@ -214,12 +218,12 @@ class FirstLine:
 def check_batch_name(filename: str) -> None:
     """Raise InvalidCall where a file for a batch is not named `*.jsonl`."""
     if not filename.lower().endswith(".jsonl"):
-        raise not_jsonl()
+        raise not_jsonl("the file's name does not end in .jsonl")
 
 
-def not_jsonl() -> InvalidCall:
-    """Return the one error for what cannot be a batch's input."""
-    return InvalidCall("Invalid file format for Batch API. Must be .jsonl")
+def not_jsonl(why: str) -> InvalidCall:
+    """Return the error for what cannot be a batch's input: words that clients know, and why."""
+    return InvalidCall(f"Invalid file format for Batch API. Must be .jsonl: {why}.")
 
 
 def render(file: StoredFile) -> bytes:

@@ -114,12 +114,16 @@ async def _pour(
         failed = error
     else:
         return
-    log.warning("download_failed", file_id=file.id, error=type(failed).__name__)
+    if type(failed) is type(leash.reason):
+        log.info("download_cut", file_id=file.id, reason=type(failed).__name__)
+    else:
+        log.warning("download_failed", file_id=file.id, error=type(failed).__name__)
     if begun:
         asked.reset_client()
         asked.nursery.cancel_scope.cancel()
     else:
         await send.send(failed if isinstance(failed, GatewayError) else StoreUnavailable())
+    del failed  # see `carry`
 
 
 def _json(body: bytes) -> Response:

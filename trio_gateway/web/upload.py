@@ -166,8 +166,8 @@ class _Parts:
         form = openai_files.parse_form(self._fields)
         if self.filename is None:
             raise InvalidCall("'file' is a required field.", param="file")
-        if form.purpose == "batch" and not (self.size and self._first.fine()):
-            raise openai_files.not_jsonl()
+        if form.purpose == "batch":
+            self._first.check()
         return form
 
     def _begin(self, name: str | None, filename: str | None) -> None:
