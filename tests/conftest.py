@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+import structlog
 
 from tests import stores as test_stores
 from tests.stores import TestStores
@@ -27,6 +28,12 @@ def _data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("home")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_logs() -> None:
+    """Let no test write where, or as little as, a gateway of an earlier one was told to."""
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -598,5 +598,4 @@ async def test_a_breakdown_fails_the_batch_and_no_worker(desk, capsys):
     assert (code, param, line) == ("internal_error", None, None)
     assert "unforeseen" not in message
     assert not await desk.validator().once()
-    said = capsys.readouterr()  # where logs go depends on whether a gateway has run here before
-    assert "batch_validation_broke" in said.out + said.err
+    assert "batch_validation_broke" in capsys.readouterr().out
