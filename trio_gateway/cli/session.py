@@ -16,6 +16,7 @@ from trio_gateway.clients.bridge import open_bridge
 from trio_gateway.clients.postgres import NotMigrated, Postgres, open_postgres
 from trio_gateway.core.causes import first_of
 from trio_gateway.core.errors import CallerError, StoreUnavailable
+from trio_gateway.logs import configure
 from trio_gateway.services.account_rows import Refused
 from trio_gateway.services.accounts import Accounts
 from trio_gateway.services.batches.book import BatchBook
@@ -70,7 +71,9 @@ def interruptible() -> Iterator[None]:
     """Let Ctrl-C end the process where it stands; PostgreSQL rolls back what was not committed.
 
     A KeyboardInterrupt that is raised inside trio-asyncio's loop can leave it waiting for ever.
+    Logs stay away from stdout, which holds the answer; what went wrong is said in a sentence.
     """
+    configure("error")
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
