@@ -95,13 +95,17 @@ class Leases:
 
     async def run(self) -> None:
         """Prolong and look for ever."""
+        renewal = trio.current_time() + self._lease / 3
         while True:
-            with trio.move_on_after(self._lease / 3):
+            with trio.move_on_at(renewal):
                 await self._look.wait()
-            looked, self._look = self._look.is_set(), trio.Event()
+            self._look = trio.Event()
+            due = trio.current_time() >= renewal  # however often there was something to look at
+            if due:
+                renewal = trio.current_time() + self._lease / 3
             try:
                 await self._stop()
-                if not looked:
+                if due:
                     await self._renew()
             except StoreUnavailable:
                 log.warning("batch_leases_wait")
