@@ -24,6 +24,7 @@ _POSTGRES = re.compile(r"postgres(?:ql)?://.")
 _REDIS = re.compile(r"(?:rediss?|unix)://.")
 _FOLDER = re.compile(r"file:///[^?#]*")
 _BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[A-Za-z0-9._/-]*)?")
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _SECONDS = re.compile(r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?")
 _DURATION = re.compile(r"-?(?:[0-9]{1,9}(?:\.[0-9]{1,9})?(?:ns|us|ms|s|m|h))+")  # as Go reads one
 
@@ -63,6 +64,15 @@ class Settings(BaseModel):
     cors_origins: str = ""
     admin_token: str = ""
     admin_allow_remote: bool = False
+    admin_public_url: str = ""
+    metrics_token: str = ""
+    webhook_hosts: str = ""
+    oidc_issuer: str = ""
+    oidc_client_id: str = ""
+    oidc_client_secret: str = ""
+    oidc_claim: str = "groups"
+    oidc_admins: str = ""
+    oidc_viewers: str = ""
     log_level: str = "info"
 
     queue_timeout: Seconds = 60
@@ -79,6 +89,7 @@ class Settings(BaseModel):
     discovery_interval: Seconds = 10
     discovery_ttl: Seconds = 60
     sse_keepalive: Annotated[float, Field(ge=0, le=3600)] = 0
+    admin_session_timeout: Annotated[float, Field(ge=60, le=86_400)] = 1800
     keep_alive: str = "5m"
     ledger_retention_days: Annotated[int, Field(ge=0)] = 0
 
@@ -129,6 +140,23 @@ class Settings(BaseModel):
                 raise ValueError("must be addresses or networks, with commas between") from None
         return value
 
+    @field_validator("admin_public_url", "oidc_issuer")
+    @classmethod
+    def _page(cls, value: str) -> str:
+        parts = urlsplit(value)
+        plain = not (parts.query or parts.fragment or parts.username)
+        if value and not (parts.scheme in {"http", "https"} and parts.hostname and plain):
+            raise ValueError("must be https://host[:port]")
+        return value.rstrip("/")
+
+    @field_validator("webhook_hosts")
+    @classmethod
+    def _hosts(cls, value: str) -> str:
+        for part in filter(None, map(str.strip, value.split(","))):
+            if not _HOST.fullmatch(part):
+                raise ValueError("must be host names or host:port, with commas between")
+        return value
+
     @field_validator("cors_origins")
     @classmethod
     def _origins(cls, value: str) -> str:
@@ -149,6 +177,19 @@ class Settings(BaseModel):
     def _ttl_outlives_interval(self) -> Settings:
         if self.discovery_ttl < self.discovery_interval:
             raise ValueError("DISCOVERY_TTL must not be less than DISCOVERY_INTERVAL")
+        return self
+
+    @model_validator(mode="after")
+    def _oidc(self) -> Settings:
+        wanted = {
+            "OIDC_CLIENT_ID": self.oidc_client_id,
+            "OIDC_CLIENT_SECRET": self.oidc_client_secret,
+            "ADMIN_PUBLIC_URL": self.admin_public_url,
+            "OIDC_ADMINS or OIDC_VIEWERS": self.oidc_admins or self.oidc_viewers,
+        }
+        missing = [name for name, value in wanted.items() if not value]
+        if self.oidc_issuer and missing:
+            raise ValueError(f"OIDC_ISSUER wants {', '.join(missing)} as well")
         return self
 
     @property

@@ -1,0 +1,119 @@
+-- What was used, summed as the ledger grows, so that no list or chart has to scan it. Every row
+-- is counted in the transaction that writes it, whoever does: a worker of an earlier release, a
+-- sweep, or somebody with SQL.
+CREATE TABLE gateway.usage_daily (
+    day date NOT NULL,
+    tenant_id text NOT NULL,
+    model text NOT NULL,
+    outcome text NOT NULL,
+    requests bigint NOT NULL,
+    failures bigint NOT NULL, -- answered with 500 or more
+    prompt_tokens bigint NOT NULL,
+    completion_tokens bigint NOT NULL,
+    charged_tokens bigint NOT NULL,
+    ttft_count bigint NOT NULL, -- calls that had a first token; the columns below are of them
+    ttft_ms double precision NOT NULL,
+    ttft_100 bigint NOT NULL, -- first token within 100 ms, and so on, each including the one before
+    ttft_300 bigint NOT NULL,
+    ttft_1000 bigint NOT NULL,
+    ttft_3000 bigint NOT NULL,
+    ttft_10000 bigint NOT NULL,
+    PRIMARY KEY (day, tenant_id, model, outcome)
+) WITH (fillfactor = 70);
+CREATE INDEX usage_daily_tenant ON gateway.usage_daily (tenant_id, day);
+
+-- The same by the hour, for the last weeks alone: see `services/ledger/retention.py`.
+CREATE TABLE gateway.usage_hourly (
+    hour timestamptz NOT NULL,
+    LIKE gateway.usage_daily,
+    PRIMARY KEY (hour, tenant_id, model, outcome)
+) WITH (fillfactor = 70);
+ALTER TABLE gateway.usage_hourly DROP COLUMN day;
+
+CREATE INDEX ledger_started ON gateway.ledger (started_at, request_id);
+
+CREATE FUNCTION gateway.count_usage() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    WITH rows AS MATERIALIZED (
+        SELECT date_trunc('hour', started_at AT TIME ZONE 'UTC') AS hour, tenant_id, model, outcome,
+            count(*) AS requests,
+            count(*) FILTER (WHERE status_code >= 500) AS failures,
+            sum(prompt_tokens)::bigint AS prompt_tokens,
+            sum(completion_tokens)::bigint AS completion_tokens,
+            sum(charged_tokens)::bigint AS charged_tokens,
+            count(ttft_ms) AS ttft_count,
+            coalesce(sum(ttft_ms), 0) AS ttft_ms,
+            count(*) FILTER (WHERE ttft_ms <= 100) AS ttft_100,
+            count(*) FILTER (WHERE ttft_ms <= 300) AS ttft_300,
+            count(*) FILTER (WHERE ttft_ms <= 1000) AS ttft_1000,
+            count(*) FILTER (WHERE ttft_ms <= 3000) AS ttft_3000,
+            count(*) FILTER (WHERE ttft_ms <= 10000) AS ttft_10000
+        FROM added GROUP BY 1, 2, 3, 4
+    ), daily AS (
+        INSERT INTO gateway.usage_daily AS u (day, tenant_id, model, outcome, requests, failures,
+            prompt_tokens, completion_tokens, charged_tokens, ttft_count, ttft_ms, ttft_100,
+            ttft_300, ttft_1000, ttft_3000, ttft_10000)
+        SELECT hour::date, tenant_id, model, outcome, sum(requests), sum(failures),
+            sum(prompt_tokens), sum(completion_tokens), sum(charged_tokens), sum(ttft_count),
+            sum(ttft_ms), sum(ttft_100), sum(ttft_300), sum(ttft_1000), sum(ttft_3000),
+            sum(ttft_10000)
+        FROM rows GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
+        ON CONFLICT (day, tenant_id, model, outcome) DO UPDATE SET
+            requests = u.requests + excluded.requests,
+            failures = u.failures + excluded.failures,
+            prompt_tokens = u.prompt_tokens + excluded.prompt_tokens,
+            completion_tokens = u.completion_tokens + excluded.completion_tokens,
+            charged_tokens = u.charged_tokens + excluded.charged_tokens,
+            ttft_count = u.ttft_count + excluded.ttft_count,
+            ttft_ms = u.ttft_ms + excluded.ttft_ms,
+            ttft_100 = u.ttft_100 + excluded.ttft_100,
+            ttft_300 = u.ttft_300 + excluded.ttft_300,
+            ttft_1000 = u.ttft_1000 + excluded.ttft_1000,
+            ttft_3000 = u.ttft_3000 + excluded.ttft_3000,
+            ttft_10000 = u.ttft_10000 + excluded.ttft_10000
+    )
+    INSERT INTO gateway.usage_hourly AS u (hour, tenant_id, model, outcome, requests, failures,
+        prompt_tokens, completion_tokens, charged_tokens, ttft_count, ttft_ms, ttft_100, ttft_300,
+        ttft_1000, ttft_3000, ttft_10000)
+    SELECT hour AT TIME ZONE 'UTC', tenant_id, model, outcome, requests, failures, prompt_tokens,
+        completion_tokens, charged_tokens, ttft_count, ttft_ms, ttft_100, ttft_300, ttft_1000,
+        ttft_3000, ttft_10000
+    FROM rows ORDER BY 1, 2, 3, 4
+    ON CONFLICT (hour, tenant_id, model, outcome) DO UPDATE SET
+        requests = u.requests + excluded.requests,
+        failures = u.failures + excluded.failures,
+        prompt_tokens = u.prompt_tokens + excluded.prompt_tokens,
+        completion_tokens = u.completion_tokens + excluded.completion_tokens,
+        charged_tokens = u.charged_tokens + excluded.charged_tokens,
+        ttft_count = u.ttft_count + excluded.ttft_count,
+        ttft_ms = u.ttft_ms + excluded.ttft_ms,
+        ttft_100 = u.ttft_100 + excluded.ttft_100,
+        ttft_300 = u.ttft_300 + excluded.ttft_300,
+        ttft_1000 = u.ttft_1000 + excluded.ttft_1000,
+        ttft_3000 = u.ttft_3000 + excluded.ttft_3000,
+        ttft_10000 = u.ttft_10000 + excluded.ttft_10000;
+    RETURN NULL;
+END $$;
+
+-- From here on no row is written before this transaction has ended, so that none is missed.
+CREATE TRIGGER count_usage AFTER INSERT ON gateway.ledger
+    REFERENCING NEW TABLE AS added
+    FOR EACH STATEMENT EXECUTE FUNCTION gateway.count_usage();
+
+INSERT INTO gateway.usage_hourly (hour, tenant_id, model, outcome, requests, failures,
+    prompt_tokens, completion_tokens, charged_tokens, ttft_count, ttft_ms, ttft_100, ttft_300,
+    ttft_1000, ttft_3000, ttft_10000)
+SELECT date_trunc('hour', started_at AT TIME ZONE 'UTC') AT TIME ZONE 'UTC', tenant_id, model,
+    outcome, count(*), count(*) FILTER (WHERE status_code >= 500), sum(prompt_tokens),
+    sum(completion_tokens), sum(charged_tokens), count(ttft_ms), coalesce(sum(ttft_ms), 0),
+    count(*) FILTER (WHERE ttft_ms <= 100), count(*) FILTER (WHERE ttft_ms <= 300),
+    count(*) FILTER (WHERE ttft_ms <= 1000), count(*) FILTER (WHERE ttft_ms <= 3000),
+    count(*) FILTER (WHERE ttft_ms <= 10000)
+FROM gateway.ledger GROUP BY 1, 2, 3, 4;
+INSERT INTO gateway.usage_daily (day, tenant_id, model, outcome, requests, failures,
+    prompt_tokens, completion_tokens, charged_tokens, ttft_count, ttft_ms, ttft_100, ttft_300,
+    ttft_1000, ttft_3000, ttft_10000)
+SELECT (hour AT TIME ZONE 'UTC')::date, tenant_id, model, outcome, sum(requests), sum(failures),
+    sum(prompt_tokens), sum(completion_tokens), sum(charged_tokens), sum(ttft_count), sum(ttft_ms),
+    sum(ttft_100), sum(ttft_300), sum(ttft_1000), sum(ttft_3000), sum(ttft_10000)
+FROM gateway.usage_hourly GROUP BY 1, 2, 3, 4;
