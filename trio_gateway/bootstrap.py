@@ -1,4 +1,4 @@
-"""The first tenant and its first key, so that a new installation can be used at once."""
+"""The first tenant, its first key and the first admin, so that a new installation can be used at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from trio_gateway.clients.bridge import open_bridge
 from trio_gateway.clients.postgres import NotMigrated, open_postgres
 from trio_gateway.clients.schema import SCHEMA_VERSION
 from trio_gateway.core.keys import last4, new_key
+from trio_gateway.core.officers import LOOKUP_LENGTH, lookup_of, new_token
 from trio_gateway.services.account_rows import find_tenant, insert, new_id, shown, write_event
+from trio_gateway.services.admin_rows import LEGACY
 from trio_gateway.services.secrets import Secrets
 from trio_gateway.services.tenant_rows import read_installation_secret
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from trio_gateway.core.keys import NewKey
 
 NAME = "default"
+ADMIN = "admin"
 ACTOR = "bootstrap"
 LOCK = 0x7467_626F  # two first starts on one database make one key
 
@@ -35,6 +38,34 @@ async def first_key(database_url: str) -> tuple[str, str | None]:
         key = new_key(secret)
         encoded = await Secrets().hash(key.secret)
         return await postgres.transact(_first, key, encoded)
+
+
+async def first_admin(database_url: str, digest: str | None) -> str | None:
+    """Return the token of the first admin if it was made just now.
+
+    `digest` is the SHA-256 of a token that an earlier release gave out: it goes on being honored
+    and no other is made. Raises as `first_key`.
+    """
+    async with open_bridge() as bridge, open_postgres(bridge, database_url, size=1) as postgres:
+        if await postgres.fetch("SELECT FROM gateway.admins LIMIT 1"):
+            return None
+        if digest is not None:
+            await postgres.transact(_first_admin, digest[:LOOKUP_LENGTH], LEGACY + digest)
+            return None
+        token = new_token()
+        encoded = await Secrets().hash(token)
+        made = await postgres.transact(_first_admin, lookup_of(token), encoded)
+        return token if made else None
+
+
+async def _first_admin(connection: Connection, lookup: str, encoded: str) -> bool:
+    await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
+    if await connection.fetchval("SELECT count(*) FROM gateway.admins"):
+        return False
+    values = {"id": new_id("adm_"), "name": ADMIN, "role": "admin"}
+    await insert(connection, "admins", {**values, "lookup": lookup, "hash": encoded})
+    await write_event(connection, (ACTOR, "admin.create", values["id"]), None, values)
+    return True
 
 
 async def is_current(database_url: str) -> bool:

@@ -3,6 +3,7 @@
 What one worker holds, outside in:
 
     asyncio loop, PostgreSQL pool        clients/bridge, clients/postgres
+    metrics and traces                   pipeline/observing
     Redis connection                     clients/redis
     ledger writer                        outlives the calls, so that every account is settled
     renewals, sweep, catalog, revocations, audit, hang-ups
@@ -28,6 +29,8 @@ from trio_gateway.clients.transport import LeanTransport
 from trio_gateway.core.causes import first_of
 from trio_gateway.core.errors import StoreUnavailable
 from trio_gateway.gating import open_gate
+from trio_gateway.pipeline.observing import open_observer
+from trio_gateway.sampling import keep_sampling
 from trio_gateway.services.audit import AuditLog
 from trio_gateway.services.batches.book import BatchBook
 from trio_gateway.services.files.files import Files
@@ -38,6 +41,7 @@ from trio_gateway.services.quota.keys import scripts
 from trio_gateway.services.revocation import Revocations
 from trio_gateway.services.tenant_rows import read_installation_secret
 from trio_gateway.services.tenants import Tenants
+from trio_gateway.services.workers import Beacon
 from trio_gateway.web.cors import Cors
 from trio_gateway.web.credentials import trusted_networks
 from trio_gateway.web.gateway import Gateway
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
     from trio_gateway.clients.blobs import Blobs
     from trio_gateway.clients.bridge import Bridge
     from trio_gateway.clients.postgres import Postgres
+    from trio_gateway.pipeline.observing import Observer
     from trio_gateway.settings import Settings
 
 START_LIMIT = 15.0  # seconds for the stores to answer
@@ -69,15 +74,19 @@ async def open_gateway(
     `transport` replaces the one to upstream. Raises CannotStart.
     """
     networks = _checked(settings)
-    with _start_failures_alone():
+    with start_failures_alone():
         async with (
             transport or LeanTransport() as to_upstream,
             open_bridge() as bridge,
             open_postgres(bridge, settings.database_url) as postgres,
+            open_observer(settings.backends) as observer,
             trio.open_nursery() as nursery,
         ):
-            gateway = await _open_services(settings, bridge, postgres, to_upstream, nursery)
+            stores = bridge, postgres
+            gateway = await _open_services(settings, stores, to_upstream, nursery, observer)
             gateway.trusted = networks
+            await nursery.start(keep_sampling, gateway)
+            await nursery.start(Beacon(gateway.redis, gateway.describe).run)
             try:
                 yield gateway
             finally:
@@ -89,21 +98,24 @@ async def open_gateway(
 
 async def _open_services(
     settings: Settings,
-    bridge: Bridge,
-    postgres: Postgres,
+    stores: tuple[Bridge, Postgres],
     transport: httpx.AsyncBaseTransport,
     nursery: trio.Nursery,
+    observer: Observer,
 ) -> Gateway:
     """Wire everything, and start its tasks."""
-    tenants = Tenants(postgres, await _installation_secret(postgres))
+    bridge, postgres = stores
+    tenants = Tenants(postgres, await installation_secret(postgres))
     redis = _redis(settings.redis_url)
     await _within("Redis", nursery, redis.run)
     live, audit, hangups, blobs = Live(), AuditLog(postgres), Hangups(), _blobs(settings)
-    gate = await open_gate(settings, postgres, redis, transport, nursery)
-    engine = make_engine(settings, postgres, blobs, gate, tenants, live)
+    gate = await open_gate(settings, (postgres, redis), transport, nursery, observer)
+    watching = live, observer.metrics
+    engine = make_engine(settings, postgres, blobs, gate, tenants, watching)
     listen_dsn = settings.database_listen_url or settings.database_url
     refresh = gate.policies.refresh
     revocations = Revocations(bridge, listen_dsn, tenants, live, refresh, engine.changed)
+    revocations.cut, revocations.heard = observer.metrics.cut, observer.metrics.revoked
     await nursery.start(hangups.run)
     await nursery.start(audit.run)
     await _within("PostgreSQL", nursery, revocations.run)
@@ -124,6 +136,7 @@ async def _open_services(
         blobs=blobs,
         batches=BatchBook(postgres),
         engine=engine,
+        observer=observer,
         nursery=nursery,
     )
 
@@ -141,7 +154,7 @@ async def _close(gateway: Gateway) -> None:
 
 
 @contextmanager
-def _start_failures_alone() -> Iterator[None]:
+def start_failures_alone() -> Iterator[None]:
     """Take what an operator must hear out of the groups that nurseries made around it."""
     try:
         yield
@@ -184,7 +197,8 @@ def _checked(settings: Settings) -> tuple[Any, ...]:
         raise CannotStart("TRIO_GATEWAY_TRUSTED_PROXIES: not addresses or networks") from None
 
 
-async def _installation_secret(postgres: Postgres) -> bytes:
+async def installation_secret(postgres: Postgres) -> bytes:
+    """Check the schema and return the secret that signs keys; raises CannotStart."""
     try:
         version = await postgres.fetch_one("SELECT version_num FROM gateway.alembic_version")
         secret = await read_installation_secret(postgres)

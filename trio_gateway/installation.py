@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import secrets
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import trio
 
 from trio_gateway import listening, settings
 from trio_gateway.announcing import Announcement
 from trio_gateway.core.causes import sentence_of
-from trio_gateway.keeping import StartFailed, say
-from trio_gateway.supervisor import APPLICATION, Plan
+from trio_gateway.keeping import StartFailed
+from trio_gateway.supervisor import ADMIN_DRAIN, APPLICATION, AdminPlan, Plan
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
+    from pathlib import Path
 
     from trio_gateway.datadir import DataDir
 
+# Earlier releases kept the digest of the admin token here; it goes into the database.
 TOKEN_FILE = "admin-token.sha256"  # noqa: S105 - a file's name
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seat:
-    """What the admin listener gets: sockets that listen, settings, and the token's digest."""
-
-    sockets: list[socket.socket]
-    settings: settings.Settings
-    token_sha256: str
-
-
-class Admin(Protocol):
-    """Serves the admin API on a seat until cancelled."""
-
-    def __call__(self, seat: Seat, *, task_status: trio.TaskStatus[None]) -> Awaitable[None]:
-        """Call `task_status.started()` once it serves."""
+SECRETS = ("database_url", "redis_url", "ollama_base_url", "blob_url")
+ADMIN_SECRETS = ("admin_token", "metrics_token", "oidc_client_secret")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +32,15 @@ class Hooks:
     """The parts of the gateway that an installation calls.
 
     `upgrade(database_url)` runs migrations; `first_key(database_url)` returns the tenant's
-    name and, the first time only, a key; both block and run in a thread. `application` is
-    what the workers serve.
+    name and, the first time only, a key; `first_admin(database_url, digest)` returns a token,
+    the first time only, unless it is given the SHA-256 of one in use. All block and run in a
+    thread. `application` is what the workers serve, `admin` what the admin listener does.
     """
 
     upgrade: Callable[[str], object]
     first_key: Callable[[str], tuple[str, str | None]]
-    admin: Admin | None = None
+    first_admin: Callable[[str, str | None], str | None] = lambda _, __: None
+    admin: str | None = None
     application: str = APPLICATION
 
 
@@ -71,7 +58,6 @@ class Installation:
     ) -> None:
         """Take the settings as found, and sockets that listen (`admin` may be empty)."""
         self.folder: DataDir | None = None
-        self.token_sha256 = _digest(given.admin_token) if given.admin_token else None
         self._given = given
         self._hooks = hooks
         self._public = public
@@ -84,24 +70,19 @@ class Installation:
         self._base_url = listening.url(public)
         self._admin_url = listening.url(admin) if admin else None
 
-    def plan(self, workers: int) -> Plan:
-        """Say what is to run; makes the admin token of a new installation."""
-        if self.token_sha256 is None and self.folder is not None:
-            self.token_sha256 = self.folder.read(TOKEN_FILE)
-            if self.token_sha256 is None:
-                self._new_token = f"tga-{secrets.token_urlsafe(32)}"
-                self.token_sha256 = _digest(self._new_token)
+    def plan(self, workers: int, metrics: Path) -> Plan:
+        """Say what is to run; `metrics` is an empty folder that all processes share."""
+        shared = {"PROMETHEUS_MULTIPROC_DIR": str(metrics)}
         admin = None
-        if self._hooks.admin is not None and self.token_sha256 is not None:
-            seat = Seat(sockets=self._admin, settings=self._given, token_sha256=self.token_sha256)
-            admin = partial(self._hooks.admin, seat)
-        elif self._hooks.admin is not None:
-            say("admin_off", reason="TRIO_GATEWAY_ADMIN_TOKEN is not set")
-            listening.close(self._admin)
-            self._admin_url = None
+        if self._hooks.admin is not None:
+            admin = AdminPlan(
+                sockets=self._admin,
+                environ=admin_environ(self._given) | shared,
+                application=self._hooks.admin,
+            )
         return Plan(
             sockets=self._public,
-            environ=worker_environ(self._given),
+            environ=worker_environ(self._given) | shared,
             drain_timeout=self._given.drain_timeout,
             workers=workers,
             application=self._hooks.application,
@@ -115,6 +96,7 @@ class Installation:
         try:
             await trio.to_thread.run_sync(self._hooks.upgrade, database_url)
             made = await trio.to_thread.run_sync(self._hooks.first_key, database_url)
+            await self._make_admin()
         except Exception as error:
             reason = sentence_of(error)
             raise StartFailed(f"the database could not be prepared: {reason}") from error
@@ -128,10 +110,16 @@ class Installation:
                 blob_url=self._given.blob_url,
             )
 
+    async def _make_admin(self) -> None:
+        """Make the token of a new installation; an operator's own is enough."""
+        if not self._given.admin_token:
+            earlier = self.folder.read(TOKEN_FILE) if self.folder is not None else None
+            self._new_token = await trio.to_thread.run_sync(
+                self._hooks.first_admin, self._given.database_url, earlier
+            )
+
     def announce(self) -> None:
-        """Tell where everything is; a new token counts as shown from here on."""
-        if self.folder is not None and self._new_token is not None:
-            self.folder.write(TOKEN_FILE, _digest(self._new_token))
+        """Tell where everything is."""
         Announcement(
             base_url=self._base_url,
             admin_url=self._admin_url,
@@ -146,17 +134,26 @@ class Installation:
 
 
 def worker_environ(given: settings.Settings) -> dict[str, str]:
-    """Return our environment with the addresses as they were found, without the admin token."""
+    """Return our environment with the addresses as they were found, without what is the admin's."""
     environ = dict(os.environ)
-    for name in ("database_url", "redis_url", "ollama_base_url", "blob_url", "admin_token"):
-        variable = settings.variable(name)
-        environ.pop(variable, None)
-        environ.pop(f"{variable}_FILE", None)
-        value = getattr(given, name)
-        if value and name != "admin_token":
-            environ[variable] = value
+    for name in (*SECRETS, *ADMIN_SECRETS):
+        _put(environ, name, getattr(given, name) if name in SECRETS else "")
     return environ
 
 
-def _digest(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
+def admin_environ(given: settings.Settings) -> dict[str, str]:
+    """Return the environment of the admin listener: the workers', and what is its own."""
+    environ = worker_environ(given)
+    for name in ADMIN_SECRETS:
+        _put(environ, name, getattr(given, name))
+    _put(environ, "drain_timeout", str(ADMIN_DRAIN))
+    return environ
+
+
+def _put(environ: dict[str, str], field: str, value: str) -> None:
+    """Set a setting, whether it was given as itself, as a file, or not at all."""
+    variable = settings.variable(field)
+    environ.pop(variable, None)
+    environ.pop(f"{variable}_FILE", None)
+    if value:
+        environ[variable] = value

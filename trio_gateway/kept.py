@@ -67,9 +67,16 @@ class KeptWorker:
         environ: Mapping[str, str],
         listening: Sequence[int],
         drain_timeout: float,
+        *,
+        slot: str = "w0",
+        name: str = "worker",
     ) -> None:
-        """Take the descriptors that the worker inherits; `drain_timeout` is in seconds."""
-        self.name = "worker"
+        """Take the descriptors that the worker inherits; `drain_timeout` is in seconds.
+
+        `slot` tells it from its siblings; whoever replaces it has the same one.
+        """
+        self.name = name
+        self._slot = slot
         self._application = application
         self._environ = environ
         self._listening = listening
@@ -91,6 +98,7 @@ class KeptWorker:
                     "_TRIO_GATEWAY_LISTEN_FDS": ",".join(map(str, self._listening)),
                     "_TRIO_GATEWAY_READY_FD": str(ready),
                     "_TRIO_GATEWAY_GO_FD": str(go),
+                    "_TRIO_GATEWAY_SLOT": self._slot,
                 },
                 fds=[*self._listening, ready, go],
                 # stdout belongs to the supervisor's one line
@@ -116,8 +124,12 @@ class KeptWorker:
                 if await ready.receive_some(16):
                     return
                 code = await child.wait()
-                raise StartFailed(f"a worker ended at its start with exit code {code}")
-        raise StartFailed(f"a worker was not ready after {START_SECONDS:.0f} seconds")
+                raise StartFailed(f"{self._what} ended at its start with exit code {code}")
+        raise StartFailed(f"{self._what} was not ready after {START_SECONDS:.0f} seconds")
+
+    @property
+    def _what(self) -> str:
+        return "a worker" if self.name == "worker" else f"the {self.name}"
 
     async def wait(self) -> int:
         """As Kept."""

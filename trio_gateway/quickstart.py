@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
@@ -14,7 +16,7 @@ import trio
 from trio_gateway import datadir, listening, ollama_probe, settings
 from trio_gateway.embedded import stores
 from trio_gateway.embedded.store import Store, StoreFailed
-from trio_gateway.installation import TOKEN_FILE, Hooks, Installation
+from trio_gateway.installation import Hooks, Installation
 from trio_gateway.keeping import StartFailed, say
 from trio_gateway.kept import KeptCompanion
 from trio_gateway.supervisor import run_supervised
@@ -22,7 +24,6 @@ from trio_gateway.supervisor import run_supervised
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 Refused = (
     datadir.DataDirError,
@@ -103,16 +104,13 @@ def _quickstart(options: QuickstartOptions, hooks: Hooks) -> None:
         )
         installation = Installation(given, hooks, public, admin, as_json=options.json)
         installation.folder = folder
-        plan = installation.plan(options.workers)
+        plan = installation.plan(options.workers, _metrics(stack))
         plan = replace(plan, stores=own, companions=companions, prepare=installation.prepare)
         trio.run(run_supervised, plan)
 
 
 def _serve(options: ServeOptions, hooks: Hooks) -> None:
     given = settings.load()
-    folder = None
-    if options.data_dir is not None:
-        folder = datadir.DataDir(options.data_dir)
     if not (given.database_url and given.redis_url):
         if options.data_dir is None and (given.database_url or given.redis_url):
             # the other store would be that of another installation
@@ -123,9 +121,12 @@ def _serve(options: ServeOptions, hooks: Hooks) -> None:
     with ExitStack() as stack:
         public, admin = _listen(stack, options, hooks, given)
         installation = Installation(given, hooks, public, admin, as_json=options.json)
-        if folder is not None:
-            installation.token_sha256 = installation.token_sha256 or folder.read(TOKEN_FILE)
-        trio.run(run_supervised, installation.plan(options.workers))
+        trio.run(run_supervised, installation.plan(options.workers, _metrics(stack)))
+
+
+def _metrics(stack: ExitStack) -> Path:
+    """Make the folder where processes keep their counters; it goes with the installation."""
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trio-gateway-metrics-")))
 
 
 def _joined(given: settings.Settings, path: Path) -> settings.Settings:

@@ -11,13 +11,12 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import trio
 
 from trio_gateway import listening
-from trio_gateway.core.causes import sentence_of
-from trio_gateway.keeping import Kept, StartFailed, Stop, keep, say
+from trio_gateway.keeping import Kept, Stop, keep
 from trio_gateway.kept import KeptStore, KeptWorker
 
 if TYPE_CHECKING:
@@ -27,13 +26,19 @@ if TYPE_CHECKING:
     from trio_gateway.embedded.store import Store
 
 APPLICATION = "trio_gateway.asgi:app"
+ADMIN_DRAIN = 1.0  # seconds; nothing on the admin listener is worth waiting for
 
 
-class Serving(Protocol):
-    """An admin listener: serves until cancelled, and says when it began."""
+@dataclass(frozen=True, kw_only=True)
+class AdminPlan:
+    """The admin listener, in a process of its own: what it does never delays a call.
 
-    def __call__(self, *, task_status: trio.TaskStatus[None]) -> Awaitable[None]:
-        """Serve until cancelled."""
+    `sockets` already listen and are closed at the end; `environ` is its whole environment.
+    """
+
+    sockets: list[socket.socket]
+    environ: Mapping[str, str]
+    application: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +58,7 @@ class Plan:
     stores: Sequence[Store] = ()
     companions: Sequence[Kept] = ()
     prepare: Callable[[], Awaitable[None]] | None = None
-    admin: Serving | None = None
+    admin: AdminPlan | None = None
     ready: Callable[[], None] | None = None
     stop: Stop = field(default_factory=Stop)
 
@@ -67,25 +72,41 @@ async def run_supervised(plan: Plan) -> None:
     with trio.open_signal_receiver(*_stop_signals()) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(plan.stop.listen, signals)
-            workers = _workers_of(plan)
+            workers, admin = _workers_of(plan), _admin_of(plan)
             try:
-                for worker in workers:
-                    worker.preload()
-                await _stores(plan, workers)
+                for one in (*workers, *admin):
+                    one.preload()
+                await _stores(plan, workers, admin)
             finally:
                 listening.close(plan.sockets)
+                if plan.admin is not None:
+                    listening.close(plan.admin.sockets)
                 with trio.CancelScope(shield=True):
                     # those that never came to begin
-                    for worker in workers:
-                        await worker.end(plan.stop)
+                    for one in (*workers, *admin):
+                        await one.end(plan.stop)
             nursery.cancel_scope.cancel()
 
 
 def _workers_of(plan: Plan) -> list[KeptWorker]:
     descriptors = [one.fileno() for one in plan.sockets]
     return [
-        KeptWorker(plan.application, plan.environ, descriptors, plan.drain_timeout)
-        for _ in range(plan.workers)
+        KeptWorker(
+            plan.application, plan.environ, descriptors, plan.drain_timeout, slot=f"w{number}"
+        )
+        for number in range(plan.workers)
+    ]
+
+
+def _admin_of(plan: Plan) -> list[KeptWorker]:
+    if plan.admin is None:
+        return []
+    descriptors = [one.fileno() for one in plan.admin.sockets]
+    application, environ = plan.admin.application, plan.admin.environ
+    return [
+        KeptWorker(
+            application, environ, descriptors, ADMIN_DRAIN, slot="admin", name="admin listener"
+        )
     ]
 
 
@@ -95,20 +116,15 @@ def _stop_signals() -> list[signal.Signals]:
     return [signal.SIGTERM, signal.SIGINT, *hangup]
 
 
-async def _stores(plan: Plan, workers: list[KeptWorker]) -> None:
+async def _stores(plan: Plan, workers: list[KeptWorker], admin: list[KeptWorker]) -> None:
     async def inside() -> None:
         if plan.prepare is not None:
             with plan.stop.interruptible():
                 await plan.prepare()
         if not plan.stop.asked.is_set():
-            await _admin(plan, workers)
+            await _floor(plan, admin, partial(_floor, plan, workers, ready))
 
-    # companions need no store, so they start at the same time
-    await _floor(plan, [*map(KeptStore, plan.stores), *plan.companions], inside)
-
-
-async def _admin(plan: Plan, workers: list[KeptWorker]) -> None:
-    async def inside() -> None:
+    async def ready() -> None:
         if plan.ready is not None:
             plan.ready()
         await plan.stop.asked.wait()
@@ -116,15 +132,8 @@ async def _admin(plan: Plan, workers: list[KeptWorker]) -> None:
         # queue that nobody will ever accept from.
         listening.close(plan.sockets)
 
-    if plan.admin is None:
-        await _floor(plan, workers, inside)
-        return
-    async with trio.open_nursery() as nursery:
-        with plan.stop.interruptible():
-            await nursery.start(_keep_admin, plan.admin)
-        if not plan.stop.asked.is_set():
-            await _floor(plan, workers, inside)
-        nursery.cancel_scope.cancel()
+    # companions need no store, so they start at the same time
+    await _floor(plan, [*map(KeptStore, plan.stores), *plan.companions], inside)
 
 
 async def _floor(plan: Plan, kept: Sequence[Kept], inside: Callable[[], Awaitable[None]]) -> None:
@@ -137,21 +146,3 @@ async def _floor(plan: Plan, kept: Sequence[Kept], inside: Callable[[], Awaitabl
         if not plan.stop.asked.is_set():
             await inside()
         nursery.cancel_scope.cancel()
-
-
-async def _keep_admin(admin: Serving, *, task_status: trio.TaskStatus[None]) -> None:
-    """Serve the admin listener; its failure must not stop the calls that workers carry."""
-    begun = False
-    while True:
-        try:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(partial(admin))
-                if not begun:
-                    begun = True
-                    task_status.started()
-        except Exception as error:
-            if not begun:
-                reason = sentence_of(error)
-                raise StartFailed(f"the admin listener did not start: {reason}") from error
-            say("restarting", what="admin listener", reason=type(error).__name__, pause=1.0)
-        await trio.sleep(1)

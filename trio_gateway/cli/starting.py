@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from trio_gateway import datadir
-from trio_gateway.bootstrap import first_key, is_current
+from trio_gateway.bootstrap import first_admin, first_key, is_current
 from trio_gateway.clients.schema import SCHEMA_VERSION
 from trio_gateway.installation import Hooks
 from trio_gateway.quickstart import QuickstartOptions, ServeOptions, run, serve_installation
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
     from pathlib import Path
-
-    from trio_gateway.installation import Seat
 
 
 def _first_key(database_url: str) -> tuple[str, str | None]:
@@ -33,14 +30,16 @@ def _upgrade(database_url: str) -> str:
     return upgrade(database_url)
 
 
-def _admin(seat: Seat, *, task_status: trio.TaskStatus[None]) -> Awaitable[None]:
-    # Quart takes half a second to import, by which the workers would start later
-    from trio_gateway.web.admin import serve_admin  # noqa: PLC0415
-
-    return serve_admin(seat, task_status=task_status)
+def _first_admin(database_url: str, digest: str | None) -> str | None:
+    return trio.run(first_admin, database_url, digest)
 
 
-HOOKS = Hooks(upgrade=_upgrade, first_key=_first_key, admin=_admin)
+HOOKS = Hooks(
+    upgrade=_upgrade,
+    first_key=_first_key,
+    first_admin=_first_admin,
+    admin="trio_gateway.admin_asgi:app",
+)
 
 
 def quickstart(*, as_json: bool, data_dir: Path | None, **options: Any) -> int:

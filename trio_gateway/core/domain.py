@@ -24,7 +24,7 @@ class Outcome(StrEnum):
     COMPLETED = "completed"
     ABORTED = "aborted"  # the client left
     REVOKED = "revoked"
-    CUT = "cut"  # the hold or a limit was reached
+    CUT = "cut"  # the hold or a limit was reached, or an operator ended it
     TIMEOUT = "timeout"
     UPSTREAM_ERROR = "upstream_error"
     REFUSED = "refused"  # admitted, never dispatched

@@ -21,6 +21,7 @@ GatewayError                500 internal_error          api_error
 │  └─ UpstreamTimeout       504 upstream_timeout        api_error
 ├─ Overloaded               503 overloaded              api_error (queue full, queue wait over)
 ├─ ShuttingDown             503 shutting_down           api_error
+├─ CallCut                  503 call_cut                api_error (by an operator)
 └─ StoreUnavailable         503 store_unavailable       api_error
 
 Texts name fields and rules; they never echo a value, a host, a path or a key.
@@ -254,6 +255,18 @@ class ShuttingDown(GatewayError):
     status = 503
     default_code = "shutting_down"
     default_message = "The server is shutting down; try again."
+
+
+class CallCut(GatewayError):
+    """Raised for a call that an operator ended; asking again is not what they want."""
+
+    status = 503
+    default_code = "call_cut"
+    default_message = "An operator ended this call."
+
+    def __init__(self) -> None:
+        """Tell clients not to retry, which they do on 503."""
+        super().__init__(should_retry=False)
 
 
 class StoreUnavailable(GatewayError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ import trio
 
 from trio_gateway.core.domain import Basis, LedgerRow, Outcome
 from trio_gateway.core.errors import (
+    CallCut,
     ClientStalled,
     GatewayError,
     InvalidCall,
@@ -22,6 +23,7 @@ from trio_gateway.core.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from trio_gateway.core.timeline import Timeline
 from trio_gateway.core.tokens import Count, believe, charge, estimate
 from trio_gateway.services.quota.holds import FINAL
 from trio_gateway.services.quota.quota import Ask
@@ -48,6 +50,11 @@ def new_request_id() -> str:
     return "req_" + secrets.token_hex(12)
 
 
+def begin() -> Timeline:
+    """Return the timeline of a call that arrives now."""
+    return Timeline(trio.current_time())
+
+
 @dataclass(frozen=True, slots=True)
 class Errand:
     """A call and whose it is: all that admission wants to know.
@@ -61,6 +68,7 @@ class Errand:
     priority: Priority = "live"
     batch_id: str | None = None
     deadline: float = math.inf
+    timeline: Timeline = field(default_factory=begin)
 
 
 class Admission:
@@ -69,6 +77,7 @@ class Admission:
     def __init__(self, errand: Errand, route: Route, hold: Hold, standing: Standing) -> None:
         """Begin with nothing dispatched, and no end but the one that a cancel leaves."""
         self.errand = errand
+        self.timeline = errand.timeline
         self.route = route
         self.hold = hold
         self.standing = standing
@@ -83,10 +92,11 @@ class Admission:
         """Note that upstream is about to be opened: from here on the GPU may work."""
         self.backend = backend
         self.count.dispatched = True
+        self.timeline.dispatched = trio.current_time()
 
     def answered(self) -> None:
         """Note the first bytes from upstream."""
-        self._first_byte = trio.current_time()
+        self._first_byte = self.timeline.first_byte = trio.current_time()
         if self.errand.call.stream:
             self.status_code = 200
 
@@ -161,12 +171,15 @@ async def admit(gate: Gate, leash: Leash, errand: Errand, route: Route) -> Async
             slot.release()
         raise
     admission = Admission(errand, route, hold, standing)
+    timeline = admission.timeline
+    timeline.reserved = timeline.granted = trio.current_time()
     try:
         if slot is None:
             with leash.cover(errand.deadline):
                 slot = await gate.backends.take(
                     tenant.id, tenant.weight_share, route.backends, errand.priority
                 )
+                timeline.granted = trio.current_time()
                 await gate.quota.mark_dispatched(hold)
         await trio.lowlevel.checkpoint_if_cancelled()
         leash.fail_if_cut()
@@ -178,6 +191,7 @@ async def admit(gate: Gate, leash: Leash, errand: Errand, route: Route) -> Async
     finally:
         if slot is not None:
             slot.release()
+        timeline.end(trio.current_time())
         if admission.outcome is None:  # cancelled: the client left, or the server is stopping
             admission.finish(Outcome.ABORTED if leash.client_left else Outcome.DRAINED)
         await _settle(gate, admission)  # noqa: ASYNC102 - shielded and bounded inside
@@ -212,13 +226,14 @@ def _ask(gate: Gate, errand: Errand, route: Route, slot: Slot | None) -> Ask:
 
 async def _settle(gate: Gate, admission: Admission) -> None:
     hold = admission.hold
-    row = admission.row()
+    row = admission.timeline.row = admission.row()
     # Should PostgreSQL or this worker be gone before the row is stored, a renewal carries it
     # into the hold, and a sweeper writes it exactly.
     hold.phase, hold.final = FINAL, row
     done = gate.writer.submit(row)
     with trio.move_on_after(SETTLE_LIMIT, shield=True):
         await done.wait()
+        admission.timeline.settled = trio.current_time()
 
 
 def _outcome_of(error: Exception, *, dispatched: bool) -> Outcome:
@@ -230,4 +245,6 @@ def _outcome_of(error: Exception, *, dispatched: bool) -> Outcome:
         return Outcome.ABORTED
     if not dispatched:
         return Outcome.REFUSED
+    if isinstance(error, CallCut):
+        return Outcome.CUT
     return Outcome.TIMEOUT if isinstance(error, UpstreamTimeout) else Outcome.UPSTREAM_ERROR

@@ -68,9 +68,24 @@ class Backends:
         return self._slots.waiting
 
     @property
+    def lines(self) -> dict[Priority, int]:
+        """How many calls of each priority wait."""
+        return self._slots.lines
+
+    @property
     def in_flight(self) -> int:
         """How many slots are taken."""
         return self._slots.in_flight
+
+    @property
+    def queue_limit(self) -> int:
+        """How many calls may wait."""
+        return self._queue_limit
+
+    @property
+    def slots(self) -> int:
+        """How many slots each backend has."""
+        return self._slots.each
 
     def free(self, backend: str) -> int:
         """How many slots of a backend are free."""

@@ -51,6 +51,8 @@ class Catalog:
         self._interval = interval
         self._ttl = ttl
         self._seen: dict[str, tuple[bytes, float, dict[str, CatalogModel]]] = {}
+        self._looked: dict[str, float] = {}  # when the last known models of a backend were seen
+        self._began = trio.current_time()
         self._awaited: set[str] = set()  # unknown backends that another worker looks at
 
     def find(self, name: str) -> tuple[CatalogModel, list[str]] | None:
@@ -73,6 +75,18 @@ class Catalog:
             if until > now:
                 merged = models | merged
         return list(merged.values())
+
+    def count(self, backend: str) -> int | None:
+        """Return how many models a backend has; None where it was not heard of lately."""
+        seen = self._seen.get(backend)
+        return len(seen[2]) if seen is not None and seen[1] > trio.current_time() else None
+
+    def age(self, backend: str) -> float:
+        """Return the seconds since a backend's models were seen, or since this catalog began."""
+        seen = self._seen.get(backend)
+        if seen is not None:
+            self._looked[backend] = seen[1] - self._ttl
+        return trio.current_time() - self._looked.get(backend, self._began)
 
     @property
     def complete(self) -> bool:

@@ -89,11 +89,12 @@ class Leash:
     notices the hang-up, to tell it from a server that is being stopped.
     """
 
-    __slots__ = ("client_left", "principal", "reason", "scopes")
+    __slots__ = ("client_left", "principal", "reason", "request_id", "scopes")
 
-    def __init__(self, principal: Principal) -> None:
+    def __init__(self, principal: Principal, request_id: str) -> None:
         """Made by `Live.hold` only."""
         self.principal = principal
+        self.request_id = request_id
         self.reason: GatewayError | None = None
         self.client_left = False
         self.scopes: set[trio.CancelScope] = set()  # of its covers
@@ -129,9 +130,9 @@ class Live:
         return sum(map(len, self._leashes.values()))
 
     @contextmanager
-    def hold(self, principal: Principal) -> Iterator[Leash]:
+    def hold(self, principal: Principal, request_id: str = "") -> Iterator[Leash]:
         """Keep a call on a leash; enter it in the same step that yields its principal."""
-        leash = Leash(principal)
+        leash = Leash(principal, request_id)
         leashes = self._leashes.setdefault(principal.key.id, set())
         leashes.add(leash)
         if self._empty.is_set():
@@ -163,6 +164,16 @@ class Live:
         for leash in cut:
             leash.cut(reason())
         return len(cut)
+
+    def cut_call(self, request_id: str, reason: GatewayError) -> bool:
+        """Cut one call; return whether it is here."""
+        # Rare, so that calls need not pay for an index.
+        for leashes in self._leashes.values():
+            for leash in leashes:
+                if leash.request_id == request_id:
+                    leash.cut(reason)
+                    return True
+        return False
 
     async def ended(self) -> None:
         """Wait until no call is under way."""

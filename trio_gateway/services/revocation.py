@@ -8,13 +8,14 @@ lost NOTIFY leaves a key alive.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
 import trio
 
 from trio_gateway.clients.postgres import NotMigrated, open_listener
-from trio_gateway.core.errors import StoreUnavailable, Unauthenticated
+from trio_gateway.core.errors import CallCut, StoreUnavailable, Unauthenticated
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -62,6 +63,9 @@ class Revocations:
         batch_changed: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`dsn` must lead past any transaction pooler; the last two hear of what is not a key."""
+        # Told of calls cut, and why; and of the seconds that a revocation took to get here.
+        self.cut: Callable[[str, int], object] = lambda _, __: None
+        self.heard: Callable[[float], object] = lambda _: None
         self._bridge = bridge
         self._dsn = dsn
         self._keys = keys
@@ -125,9 +129,13 @@ class Revocations:
     def _deliver(self, payload: str) -> None:
         """Take one notification, inside the event loop: evict and cut at once."""
         kind, _, subject = payload.partition(":")
+        if kind == "stamp":  # right behind `revoked`, which has cut by now
+            self._measure(subject)
+            return
         if kind == "revoked":
             self._keys.forget_key(subject)
             cut = self._live.cut([subject], Unauthenticated)
+            self.cut("revoked", cut)
             log.info("key_revoked", key_id=subject, calls_cut=cut)
         elif kind == "key":
             self._keys.forget_key(subject)
@@ -135,12 +143,21 @@ class Revocations:
         elif kind == "tenant":
             self._keys.forget_tenant(subject)
             self._suspects |= self._live.keys_of(subject)
+        elif kind == "cut":
+            if self._live.cut_call(subject, CallCut()):
+                self.cut("operator", 1)
+                log.info("call_cut", request_id=subject)
         elif kind == "batch":
             self._batch_changed(subject)
             return
         elif kind == "models":
             self._models_changed = True
         self._wake.set()
+
+    def _measure(self, subject: str) -> None:
+        stamp = subject.rpartition(":")[2]
+        if stamp.isdecimal():
+            self.heard(max(0.0, time.time() - int(stamp) / 1_000_000))
 
     def _drop(self) -> None:
         self._lost = True
@@ -158,5 +175,6 @@ class Revocations:
         if not live:
             return
         cut = self._live.cut(live - await self._keys.standing(live), Unauthenticated)
+        self.cut("no_longer_valid", cut)
         if cut:
             log.info("calls_cut", calls=cut)

@@ -108,6 +108,7 @@ class Slots:
 
     def __init__(self, backends: Sequence[str], slots: int) -> None:
         """Give each backend `slots` slots."""
+        self.each = slots
         self._free = dict.fromkeys(backends, slots)
         self._total = len(self._free) * slots
         self._lines: dict[Priority, Line] = {"live": Line(), "batch": Line()}
@@ -117,6 +118,11 @@ class Slots:
     def waiting(self) -> int:
         """How many calls wait, of both priorities."""
         return sum(map(len, self._lines.values()))
+
+    @property
+    def lines(self) -> dict[Priority, int]:
+        """How many calls wait, by priority."""
+        return {priority: len(line) for priority, line in self._lines.items()}
 
     @property
     def in_flight(self) -> int:

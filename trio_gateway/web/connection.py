@@ -17,6 +17,7 @@ from quart_trio.wrappers import TrioRequest
 
 from trio_gateway.clients.hangups import abort, server_of, socket_of
 from trio_gateway.core.errors import EndpointNotAllowed
+from trio_gateway.core.timeline import Timeline
 from trio_gateway.pipeline.admission import new_request_id
 from trio_gateway.web.feed import Feed
 from trio_gateway.web.replies import error_reply
@@ -37,6 +38,7 @@ class Request(TrioRequest):
     nursery: trio.Nursery
     stack: ExitStack  # left after the nursery
     request_id: str
+    timeline: Timeline
     raw_path: str
     client: str | None
     leash: Leash | None
@@ -83,6 +85,7 @@ class Connection(TrioASGIHTTPConnection):
             return
         request: Request = self._create_request_from_scope(send)  # type: ignore[assignment]
         request.request_id, request.raw_path, request.leash = request_id, raw_path, None
+        request.timeline = Timeline(trio.current_time())
         request.client = gateway.client_of(scope)
         request.socket_stream, request.received = socket_of(send), trio.Event()
         request.feed = None

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import structlog
 import trio
 
+from trio_gateway import __version__
 from trio_gateway.core.errors import CallerError, ClientStalled, GatewayError, ShuttingDown
 from trio_gateway.services.audit import AuditLog, Refusal
 from trio_gateway.web.credentials import client_address
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from trio_gateway.clients.redis import Redis
     from trio_gateway.pipeline.batches.engine import Engine
     from trio_gateway.pipeline.gate import Gate
+    from trio_gateway.pipeline.observing import Observer
     from trio_gateway.services.batches.book import BatchBook
     from trio_gateway.services.files.files import Files
     from trio_gateway.services.live import Live
@@ -54,9 +59,11 @@ class Gateway:
     blobs: Blobs
     batches: BatchBook
     engine: Engine
+    observer: Observer
     trusted: tuple[Any, ...] = ()
     berths: Berths = field(default_factory=Berths)
     draining: bool = field(default=False)
+    started_at: float = field(default_factory=time.time)
 
     def missing(self) -> list[str]:
         """Name what keeps this worker from admitting a call."""
@@ -67,12 +74,46 @@ class Gateway:
         }
         return [name for name, bad in states.items() if bad]
 
+    def describe(self) -> dict[str, Any]:
+        """Say how this worker fares, for `services.workers`."""
+        gate, backends = self.gate, self.gate.backends
+        return {
+            "host": socket.gethostname(),
+            "slot": os.environ.get("_TRIO_GATEWAY_SLOT", ""),
+            "pid": os.getpid(),
+            "version": __version__,
+            "started_at": self.started_at,
+            "reported_at": time.time(),
+            "missing": self.missing(),
+            "calls": len(self.live),
+            "in_flight": backends.in_flight,
+            "waiting": backends.waiting,
+            "queue_limit": backends.queue_limit,
+            "unsettled": len(gate.quota.unsettled),
+            "ledger_backlog": gate.writer.backlog,
+            "audit_waiting": self.audit.waiting,
+            "backends": [
+                {
+                    "host": urlsplit(url).netloc.rpartition("@")[2],
+                    "healthy": backends.healthy(url),
+                    "in_flight": backends.slots - backends.free(url),
+                    "slots": backends.slots,
+                    "models": gate.catalog.count(url),
+                }
+                for url in backends.urls
+            ],
+        }
+
     def client_of(self, scope: dict[str, Any]) -> str | None:
         """Return the client's address, past trusted proxies."""
         return client_address(scope, self.trusted)
 
     def refused_call(self, error: GatewayError, asked: Any) -> None:
         """Note a refusal of a request that had passed the screen."""
+        timeline = asked.timeline
+        if not timeline.carried:
+            timeline.error, timeline.status = error.code, error.status
+            self.observer(timeline)
         principal = asked.leash.principal if asked.leash is not None else None
         self.refused(error, asked.method, asked.raw_path, asked.client, asked.request_id, principal)
 
@@ -86,6 +127,7 @@ class Gateway:
         principal: Any = None,
     ) -> None:
         """Put the caller's own faults into the audit log; the gateway's are in the other log."""
+        self.observer.metrics.refused(error.code)
         if not isinstance(error, CallerError) or isinstance(error, ClientStalled):
             return
         refusal = Refusal(
@@ -105,6 +147,7 @@ class Gateway:
         if not self.draining:
             self.draining = True
             self.engine.stop()
+            self.observer.metrics.drain_begun()
             log.info("drain_begun", calls=len(self.live))
             self.nursery.start_soon(self._drain)
 
@@ -117,5 +160,6 @@ class Gateway:
         self.draining = True
         self.engine.stop()
         cut = self.live.cut(self.live.keys(), ShuttingDown)
+        self.observer.metrics.cut("drain", cut)
         if cut:
             log.info("calls_cut", calls=cut)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from trio_gateway.core.domain import Chunk
+    from trio_gateway.core.timeline import Timeline
     from trio_gateway.dialects.table import Rendering
     from trio_gateway.pipeline.exchange import Begun, Body, Heard
     from trio_gateway.services.live import Leash
@@ -33,7 +34,8 @@ WAITING = b": waiting\n\n"
 async def enter(gateway: Gateway, asked: Request) -> Leash:
     """Prove the caller and, in the same step, put the request on a leash."""
     principal = await gateway.tenants.authenticate(presented_key(asked.scope["headers"]))
-    asked.leash = asked.stack.enter_context(gateway.live.hold(principal))
+    asked.leash = asked.stack.enter_context(gateway.live.hold(principal, asked.request_id))
+    asked.timeline.authenticated = trio.current_time()
     if gateway.draining:
         raise ShuttingDown
     refuse_encoding(asked)
@@ -50,14 +52,16 @@ async def entered() -> tuple[Gateway, Request, Leash]:
 async def infer() -> Response:
     """Serve one inference call."""
     gateway, asked, leash = await entered()
-    dialect = INFERENCE[asked.raw_path]
+    dialect, timeline = INFERENCE[asked.raw_path], _timeline(gateway, asked)
     with leash.cover():
         body = await read_body(asked)
+    timeline.received = trio.current_time()
     call = dialect.parse(body)
+    timeline.parsed = trio.current_time()
     if isinstance(call, Preload):
         return _preload(gateway, leash, call)
     rendering = dialect.render(call, request_id=asked.request_id, created=time.time())
-    errand = Errand(asked.request_id, leash.principal, call)
+    errand = Errand(asked.request_id, leash.principal, call, timeline=timeline)
     if call.stream and gateway.settings.sse_keepalive and asked.raw_path.startswith("/v1/"):
         return _early_stream(gateway, leash, asked, errand, rendering)
     chunks = _set_off(asked, gateway, leash, errand)
@@ -66,6 +70,16 @@ async def infer() -> Response:
     if call.stream:
         return Response(_stream(begun, chunks, rendering), 200, headers, rendering.content_type)
     return Response(await _whole(begun, chunks, rendering), 200, headers, rendering.content_type)
+
+
+def _timeline(gateway: Gateway, asked: Request) -> Timeline:
+    """Return the request's timeline, as that of a call; a caller's trace is read if one is made."""
+    timeline = asked.timeline
+    timeline.endpoint = asked.raw_path
+    if gateway.observer.tracing is not None:
+        named = [value for name, value in asked.scope["headers"] if name == b"traceparent"]
+        timeline.parent = named[0] if len(named) == 1 else b""
+    return timeline
 
 
 def _set_off(asked: Request, gateway: Gateway, leash: Leash, errand: Errand) -> Body:

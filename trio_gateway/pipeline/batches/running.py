@@ -14,6 +14,7 @@ import trio
 from trio_gateway.core.causes import first_of
 from trio_gateway.core.errors import (
     BudgetExhausted,
+    CallCut,
     CallerError,
     GatewayError,
     ModelNotFound,
@@ -28,7 +29,7 @@ from trio_gateway.core.errors import (
 from trio_gateway.dialects.batch_output import LOST, failure_line, result_line, unrun_line
 from trio_gateway.dialects.strict_json import parse_object
 from trio_gateway.dialects.table import INFERENCE
-from trio_gateway.pipeline.admission import Errand, new_request_id
+from trio_gateway.pipeline.admission import Errand, begin, new_request_id
 from trio_gateway.pipeline.batches.work import Later
 from trio_gateway.pipeline.exchange import Begun, Item, carry
 from trio_gateway.services.batches.lines import Result
@@ -56,14 +57,22 @@ AHEAD = 16  # items that an answer may be ahead of its rendering
 async def run_line(bench: Bench, flight: Flight) -> Result | Later:
     """Run a line to its result, or say when it has to be run again."""
     request_id = new_request_id()
+    timeline = begin()
+    timeline.batch = True
     if flight.text is None:
         return _result(flight, request_id, unrun_line(flight.line.custom_id, request_id, LOST))
     try:
         call, rendering = _parsed(flight, request_id)
+        timeline.received = timeline.parsed = trio.current_time()
         principal = await bench.tenants.recall(flight.claim.key_id)
-        with bench.live.hold(principal) as leash:  # in the same step: it can be cut from now on
+        with bench.live.hold(
+            principal, request_id
+        ) as leash:  # in the same step: it can be cut from now on
             flight.leash = leash
-            errand = Errand(request_id, principal, call, "batch", flight.claim.batch_id)
+            timeline.authenticated = trio.current_time()
+            errand = Errand(
+                request_id, principal, call, "batch", flight.claim.batch_id, timeline=timeline
+            )
             done = await _answered(bench, leash, errand, rendering, flight.landed)
         body = rendering.body()
     except Exception as error:  # noqa: BLE001 - `_known` logs what is not ours
@@ -154,7 +163,8 @@ def _later(bench: Bench, flight: Flight, error: GatewayError) -> Later | None:
         return Later(3 * PROBE, rest=PROBE, paused=error.code)
     if isinstance(error, RateLimited) and error.should_retry is not False:
         return Later(rest=max(error.retry_after or 0, STORE))
-    if isinstance(error, CallerError) or flight.line.attempts + 1 >= _most(bench, error):
+    final = isinstance(error, (CallerError, CallCut))
+    if final or flight.line.attempts + 1 >= _most(bench, error):
         return None
     backoff = min(BACKOFF_MOST, BACKOFF_FIRST * 2**flight.line.attempts)
     backoff = max(backoff, error.retry_after or 0) * random.uniform(0.8, 1.2)  # noqa: S311

@@ -1,0 +1,83 @@
+"""Opens what the admin listener needs, in a process of its own.
+
+It has its own connections to the stores, few of them, so that nothing an operator does waits
+for calls, nor they for it.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from trio_gateway import datadir
+from trio_gateway.clients.blobs import open_blobs
+from trio_gateway.clients.bridge import open_bridge
+from trio_gateway.clients.postgres import open_postgres
+from trio_gateway.clients.redis import Redis
+from trio_gateway.core.officers import Role
+from trio_gateway.gateway import installation_secret, start_failures_alone
+from trio_gateway.services.admins import Admins
+from trio_gateway.services.calls import Calls
+from trio_gateway.services.logins import Logins
+from trio_gateway.services.secrets import Secrets
+from trio_gateway.services.sessions import Sessions
+from trio_gateway.services.workers import WorkerBoard
+from trio_gateway.web.admin.hosts import allowed_hosts
+from trio_gateway.web.admin.office import Office
+from trio_gateway.web.credentials import trusted_networks
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from trio_gateway.settings import Settings
+
+CONNECTIONS = 4  # to PostgreSQL
+
+
+@asynccontextmanager
+async def open_office(settings: Settings) -> AsyncIterator[Office]:
+    """Hold the admin listener's services open. Raises CannotStart."""
+    with start_failures_alone():
+        async with _open(settings) as office:
+            yield office
+
+
+@asynccontextmanager
+async def _open(settings: Settings) -> AsyncIterator[Office]:
+    async with (
+        open_bridge() as bridge,
+        open_postgres(bridge, settings.database_url, size=CONNECTIONS) as postgres,
+        trio.open_nursery() as nursery,
+    ):
+        secret = await installation_secret(postgres)
+        redis = Redis(settings.redis_url, {})
+        nursery.start_soon(redis.run)
+        hashing = Secrets()
+        admins = Admins(postgres, hashing, _fixed(settings))
+        yield Office(
+            settings=settings,
+            postgres=postgres,
+            redis=redis,
+            blobs=open_blobs(settings.blob_url or datadir.blobs_of(datadir.default_path())),
+            installation_secret=secret,
+            hashing=hashing,
+            admins=admins,
+            sessions=Sessions(postgres, admins, settings.admin_session_timeout),
+            logins=Logins(postgres),
+            calls=Calls(redis, postgres),
+            workers=WorkerBoard(redis),
+            hosts=allowed_hosts(settings.admin_public_url),
+            trusted=trusted_networks(settings.trusted_proxies),
+        )
+        nursery.cancel_scope.cancel()
+
+
+def _fixed(settings: Settings) -> dict[str, tuple[str, Role]]:
+    """Return the tokens that the settings name."""
+    given = {
+        settings.metrics_token: ("metrics", Role.METRICS),
+        settings.admin_token: ("operator", Role.ADMIN),
+    }
+    return {token: bearer for token, bearer in given.items() if token}

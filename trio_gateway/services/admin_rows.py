@@ -1,0 +1,35 @@
+"""Rows of `gateway.admins`, without what no answer may hold."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from trio_gateway.services.account_rows import NotFound, Row, printable, storable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from trio_gateway.clients.postgres import Connection
+
+ADMIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
+LEGACY = "sha256:"  # what the hash of an earlier release's token begins with
+_HIDDEN = ("hash", "lookup")
+
+
+async def find_admin(connection: Connection, name: str, *, lock: bool = False) -> Row:
+    """Return an admin's row by id or name, its id first; raises NotFound."""
+    row = await connection.fetchrow(
+        "SELECT * FROM gateway.admins WHERE id = $1 OR name = $1 ORDER BY id = $1 DESC LIMIT 1"
+        + (" FOR UPDATE" if lock else ""),
+        storable(name),
+    )
+    if row is None:
+        raise NotFound(f"there is no admin {printable(name)}")
+    return shown_admin(row)
+
+
+def shown_admin(row: Mapping[str, Any]) -> Row:
+    """Leave out what proves the token, and say whether it is honored."""
+    shown = {column: value for column, value in row.items() if column not in _HIDDEN}
+    return {**shown, "state": "active" if row["disabled_at"] is None else "disabled"}

@@ -1,0 +1,229 @@
+"""Admins: proving a token on the admin listener, and the book of who has one.
+
+Each proof reads the row, so that a change holds from the next request on; only argon2 is spared
+for a token that was proven against the very hash that the row has.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+from trio_gateway.clients.postgres import Duplicate
+from trio_gateway.core.officers import (
+    MOST_TOKEN,
+    Officer,
+    Role,
+    lookup_of,
+    new_token,
+    sha256_hex,
+)
+from trio_gateway.services.account_rows import (
+    Refused,
+    Row,
+    insert,
+    new_id,
+    update,
+    write_event,
+)
+from trio_gateway.services.admin_rows import ADMIN_NAME, LEGACY, find_admin, shown_admin
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from trio_gateway.clients.postgres import Connection, Postgres
+    from trio_gateway.services.secrets import Secrets
+
+PROVEN = 1000  # tokens remembered
+_PROVE = """
+SELECT *, now() AS now FROM gateway.admins WHERE lookup = $1 AND disabled_at IS NULL
+    AND (expires_at IS NULL OR expires_at > now())
+"""
+
+
+class Admins:
+    """Proves tokens. Errors raised: StoreUnavailable, NotMigrated.
+
+    `fixed` are tokens from the settings, which need no store.
+    """
+
+    def __init__(
+        self, postgres: Postgres, hashing: Secrets, fixed: Mapping[str, tuple[str, Role]]
+    ) -> None:
+        """`fixed` maps a token to the name and the role of its bearer."""
+        self._postgres = postgres
+        self._hashing = hashing
+        self._fixed = {
+            sha256_hex(token): Officer(name, role, f"admin:{lookup_of(token)}")
+            for token, (name, role) in fixed.items()
+        }
+        self._secret = secrets.token_bytes(32)
+        self._proven: OrderedDict[bytes, str] = OrderedDict()
+
+    async def prove(self, token: str) -> Officer | None:
+        """Return whose token it is; None for one that is not honored, for whatever reason."""
+        if not token or len(token) > MOST_TOKEN:
+            return None
+        digest = sha256_hex(token)
+        for known, officer in self._fixed.items():
+            if hmac.compare_digest(known, digest):
+                return officer
+        lookup = lookup_of(token)
+        row = await self._postgres.fetch_one(_PROVE, lookup)
+        if row is None or not await self._shown(row, token):
+            return None
+        return Officer(row["name"], Role(row["role"]), f"admin:{lookup}")
+
+    async def stands(self, credential: str) -> Role | None:
+        """Return the role that a session's credential gives now; None where it gives none."""
+        lookup = credential.removeprefix("admin:")
+        for officer in self._fixed.values():
+            if officer.credential == credential:
+                return officer.role
+        row = await self._postgres.fetch_one(_PROVE, lookup)
+        return None if row is None else Role(row["role"])
+
+    async def _shown(self, row: Any, token: str) -> bool:
+        name = hmac.digest(self._secret, token.encode(), "sha256")
+        encoded = row["hash"]
+        if self._proven.get(name) == encoded:
+            self._proven.move_to_end(name)
+            return True
+        if encoded.startswith(LEGACY):
+            if not hmac.compare_digest(encoded, LEGACY + sha256_hex(token)):
+                return False
+            encoded = await self._rehash(row["id"], encoded, token)
+        elif not await self._hashing.verify(encoded, token):
+            return False
+        elif self._hashing.outdated(encoded):
+            encoded = await self._rehash(row["id"], encoded, token)
+        self._proven[name] = encoded
+        while len(self._proven) > PROVEN:
+            self._proven.popitem(last=False)
+        return True
+
+    async def _rehash(self, admin_id: str, known: str, token: str) -> str:
+        encoded = await self._hashing.hash(token)
+        await self._postgres.fetch(
+            "UPDATE gateway.admins SET hash = $3 WHERE id = $1 AND hash = $2",
+            admin_id,
+            known,
+            encoded,
+        )
+        return encoded
+
+
+class AdminBook:
+    """The book of admins; each change and its record are one transaction.
+
+    Errors raised: Refused, NotFound, StoreUnavailable, NotMigrated. Answers are rows as dicts
+    with the columns of `gateway.admins` but its hash and lookup, and `state`.
+    """
+
+    def __init__(self, postgres: Postgres, actor: str, hashing: Secrets) -> None:
+        """`actor` is who the record names."""
+        self._postgres = postgres
+        self._actor = actor
+        self._hashing = hashing
+
+    async def create(self, name: str, role: str, expires_at: datetime | None = None) -> Row:
+        """Add an admin; `token` in the answer is seen this once."""
+        if not ADMIN_NAME.fullmatch(name):
+            raise Refused(
+                "an admin's name must be 1 to 63 letters, digits, dots, underscores, hyphens or"
+                " @, beginning with a letter or a digit",
+                "name",
+            )
+        if role not in set(Role):
+            raise Refused("must be admin, viewer or metrics", "role")
+        token = new_token()
+        encoded = await self._hashing.hash(token)
+        values = {
+            "id": new_id("adm_"),
+            "name": name,
+            "role": role,
+            "lookup": lookup_of(token),
+            "hash": encoded,
+            "expires_at": expires_at,
+        }
+        try:
+            row = await self._postgres.transact(self._create, values)
+        except Duplicate as error:
+            raise Refused(f"there is an admin named {name} already", "name") from error
+        return {**row, "token": token}
+
+    async def listing(self) -> list[Row]:
+        """Return all admins by name."""
+        rows = await self._postgres.fetch("SELECT * FROM gateway.admins ORDER BY name")
+        return [shown_admin(row) for row in rows]
+
+    async def rotate(self, name: str) -> Row:
+        """Give an admin a new token; the old one, and its sessions, end at once."""
+        token = new_token()
+        encoded = await self._hashing.hash(token)
+        values = {"lookup": lookup_of(token), "hash": encoded}
+        row = await self._postgres.transact(self._update, name, "admin.rotate", values)
+        return {**row, "token": token}
+
+    async def assign(self, name: str, role: str) -> Row:
+        """Change an admin's role; it holds from the next request on."""
+        if role not in set(Role):
+            raise Refused("must be admin, viewer or metrics", "role")
+        return await self._postgres.transact(self._update, name, "admin.assign", {"role": role})
+
+    async def disable(self, name: str) -> Row:
+        """Refuse an admin's token and end the sessions."""
+        return await self._postgres.transact(self._switch, name, "admin.disable")
+
+    async def enable(self, name: str) -> Row:
+        """Undo `disable`."""
+        return await self._postgres.transact(self._switch, name, "admin.enable")
+
+    async def delete(self, name: str) -> Row:
+        """Remove an admin and end the sessions."""
+        return await self._postgres.transact(self._delete, name)
+
+    async def _create(self, connection: Connection, values: Row) -> Row:
+        await insert(connection, "admins", values)
+        row = await find_admin(connection, values["id"])
+        await self._write(connection, "admin.create", None, row)
+        return row
+
+    async def _update(self, connection: Connection, name: str, action: str, values: Row) -> Row:
+        before = await find_admin(connection, name, lock=True)
+        await self._end_sessions(connection, before["id"])
+        await update(connection, "admins", before["id"], values)
+        after = await find_admin(connection, before["id"])
+        await self._write(connection, action, before, after)
+        return after
+
+    async def _switch(self, connection: Connection, name: str, action: str) -> Row:
+        off = action == "admin.disable"
+        row = await find_admin(connection, name, lock=True)
+        if (row["disabled_at"] is not None) is off:
+            return row
+        at = await connection.fetchval("SELECT now()") if off else None
+        return await self._update(connection, row["id"], action, {"disabled_at": at})
+
+    async def _delete(self, connection: Connection, name: str) -> Row:
+        row = await find_admin(connection, name, lock=True)
+        await self._end_sessions(connection, row["id"])
+        await connection.execute("DELETE FROM gateway.admins WHERE id = $1", row["id"])
+        await self._write(connection, "admin.delete", row, None)
+        return row
+
+    async def _end_sessions(self, connection: Connection, admin_id: str) -> None:
+        await connection.execute(
+            "DELETE FROM gateway.admin_sessions s USING gateway.admins a"
+            " WHERE a.id = $1 AND s.credential = 'admin:' || a.lookup",
+            admin_id,
+        )
+
+    async def _write(
+        self, connection: Connection, action: str, before: Row | None, after: Row | None
+    ) -> None:
+        subject = (after or before or {})["id"]
+        await write_event(connection, (self._actor, action, subject), before, after)

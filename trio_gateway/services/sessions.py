@@ -1,0 +1,104 @@
+"""Sessions of the dashboard: short, kept in PostgreSQL, ended from outside at any time.
+
+The cookie holds a random secret of which the table has the SHA-256 alone. A session rests on a
+credential: with the token that it was opened by, it ends.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Protocol
+
+from trio_gateway.core.officers import Officer, Role, sha256_hex
+
+if TYPE_CHECKING:
+    from trio_gateway.clients.postgres import Postgres
+
+LONGEST = timedelta(hours=8)
+MOST = 50  # sessions of one credential; the oldest end
+_OPEN = """
+WITH gone AS (
+    DELETE FROM gateway.admin_sessions WHERE expires_at <= now() OR seen_at <= now() - $8::interval
+), surplus AS (
+    DELETE FROM gateway.admin_sessions WHERE id IN (
+        SELECT id FROM gateway.admin_sessions WHERE credential = $2
+        ORDER BY created_at DESC OFFSET $9)
+)
+INSERT INTO gateway.admin_sessions (id, credential, name, role, csrf, client, expires_at)
+VALUES ($1, $2, $3, $4, $5, $6, now() + $7::interval)
+"""
+_FIND = """
+UPDATE gateway.admin_sessions SET seen_at = now()
+WHERE id = $1 AND expires_at > now() AND seen_at > now() - $2::interval
+RETURNING credential, name, role, csrf
+"""
+
+
+class Standing(Protocol):
+    """Whoever knows what a credential is worth now."""
+
+    async def stands(self, credential: str) -> Role | None:
+        """Return its role, None where it is not honored any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One session: who it is of, and the token that every form has to carry."""
+
+    officer: Officer
+    csrf: str = field(repr=False)
+    id: str = field(repr=False)
+
+
+class Sessions:
+    """Errors raised: StoreUnavailable, NotMigrated."""
+
+    def __init__(self, postgres: Postgres, standing: Standing, idle: float) -> None:
+        """`idle` is how long a session may rest, in seconds."""
+        self._postgres = postgres
+        self._standing = standing
+        self._idle = timedelta(seconds=idle)
+
+    async def open(self, officer: Officer, client: str | None) -> str:
+        """Begin a session and return the cookie's secret."""
+        secret = secrets.token_urlsafe(32)
+        await self._postgres.fetch(
+            _OPEN,
+            sha256_hex(secret),
+            officer.credential,
+            officer.name,
+            officer.role,
+            secrets.token_urlsafe(32),
+            client,
+            LONGEST,
+            self._idle,
+            MOST - 1,
+        )
+        return secret
+
+    async def find(self, secret: str) -> Session | None:
+        """Return the session behind a cookie, None where it is over; it counts as seen."""
+        session_id = sha256_hex(secret)
+        row = await self._postgres.fetch_one(_FIND, session_id, self._idle)
+        if row is None:
+            return None
+        role: Role | None = Role(row["role"])
+        if row["credential"].startswith("admin:"):
+            role = await self._standing.stands(row["credential"])
+        if role is None or role is Role.METRICS:
+            await self.end(session_id)
+            return None
+        officer = Officer(row["name"], role, row["credential"])
+        return Session(officer, row["csrf"], session_id)
+
+    async def end(self, session_id: str) -> None:
+        """End one session."""
+        await self._postgres.fetch("DELETE FROM gateway.admin_sessions WHERE id = $1", session_id)
+
+    async def end_all(self, credential: str) -> None:
+        """End every session of a credential."""
+        await self._postgres.fetch(
+            "DELETE FROM gateway.admin_sessions WHERE credential = $1", credential
+        )

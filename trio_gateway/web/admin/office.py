@@ -1,0 +1,56 @@
+"""The admin listener's wired services, as its routes see them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import trio
+from quart import current_app
+
+from trio_gateway.pipeline.books import Books, books_of
+
+if TYPE_CHECKING:
+    from trio_gateway.clients.blobs import Blobs
+    from trio_gateway.clients.postgres import Postgres
+    from trio_gateway.clients.redis import Redis
+    from trio_gateway.core.officers import Officer
+    from trio_gateway.services.admins import Admins
+    from trio_gateway.services.calls import Calls
+    from trio_gateway.services.logins import Logins
+    from trio_gateway.services.secrets import Secrets
+    from trio_gateway.services.sessions import Sessions
+    from trio_gateway.services.workers import WorkerBoard
+    from trio_gateway.settings import Settings
+
+
+@dataclass(slots=True, kw_only=True)
+class Office:
+    """Everything that an admin's request may need."""
+
+    settings: Settings
+    postgres: Postgres
+    redis: Redis
+    blobs: Blobs
+    installation_secret: bytes = field(repr=False)
+    hashing: Secrets
+    admins: Admins
+    sessions: Sessions
+    logins: Logins
+    calls: Calls
+    workers: WorkerBoard
+    hosts: frozenset[str]  # names that a request may ask for
+    trusted: tuple[Any, ...] = ()
+    # Set when the listener is to go: streams end by it.
+    leaving: trio.Event = field(default_factory=trio.Event)
+
+    def books(self, officer: Officer) -> Books:
+        """Return the books in which what this officer changes is recorded under their name."""
+        return books_of(
+            self.postgres, self.installation_secret, f"admin:{officer.name}", self.hashing
+        )
+
+
+def office() -> Office:
+    """Return the office of the application that serves the present request."""
+    return cast("Office", current_app.office)  # type: ignore[attr-defined]
