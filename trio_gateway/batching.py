@@ -21,15 +21,21 @@ if TYPE_CHECKING:
     from trio_gateway.clients.postgres import Postgres
     from trio_gateway.pipeline.gate import Gate
     from trio_gateway.services.live import Live
+    from trio_gateway.services.metrics.metrics import Metrics
     from trio_gateway.services.tenants import Tenants
     from trio_gateway.settings import Settings
 
 
 def make_engine(
-    settings: Settings, postgres: Postgres, blobs: Blobs, gate: Gate, tenants: Tenants, live: Live
+    settings: Settings,
+    postgres: Postgres,
+    blobs: Blobs,
+    gate: Gate,
+    tenants: Tenants,
+    watching: tuple[Live, Metrics],
 ) -> Engine:
     """Make an engine that is idle until it is run."""
-    lease = settings.batch_lease
+    lease, (live, metrics) = settings.batch_lease, watching
     bench = Bench(
         gate,
         tenants,
@@ -47,6 +53,7 @@ def make_engine(
         max_line=settings.max_body_bytes,
     )
     finisher = Finisher(postgres, blobs, Endings(postgres, lease), lease)
+    finisher.ended = metrics.batch_ended
 
     def backends_of(model: str) -> Sequence[str]:
         found = gate.catalog.find(model)
@@ -59,4 +66,5 @@ def make_engine(
         concurrency=settings.batch_concurrency,
         lease=lease,
     )
+    dispatcher.ended = metrics.line_ended
     return Engine(validator, finisher, dispatcher)

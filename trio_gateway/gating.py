@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from trio_gateway.clients.postgres import Postgres
     from trio_gateway.clients.redis import Redis
+    from trio_gateway.pipeline.observing import Observer
     from trio_gateway.settings import Settings
 
 EPOCH_LIMIT = 15.0  # seconds to wait for live holds, after which the sweep sees to them
@@ -33,12 +34,13 @@ EPOCH_LIMIT = 15.0  # seconds to wait for live holds, after which the sweep sees
 
 async def open_gate(
     settings: Settings,
-    postgres: Postgres,
-    redis: Redis,
+    stores: tuple[Postgres, Redis],
     transport: httpx.AsyncBaseTransport,
     nursery: trio.Nursery,
+    observer: Observer,
 ) -> Gate:
     """Wire what a call passes, and start its tasks; returns once holds can be trusted."""
+    postgres, redis = stores
     hydrator = Hydrator(redis, postgres, settings.renewal)
     quota = Quota(
         redis,
@@ -51,6 +53,7 @@ async def open_gate(
     writer = LedgerWriter(ledger, quota.settle, lambda: len(quota.live) - writer.backlog)
     renewals = Renewals(redis, quota, ledger, settings.renewal)
     sweeper = _sweeper(settings, redis, quota, ledger)
+    sweeper.found = observer.metrics.swept
     backends = Backends(
         settings.backends, settings.backend_slots, settings.queue_limit, settings.queue_timeout
     )
@@ -66,7 +69,9 @@ async def open_gate(
     for task in (writer.run, renewals.run, catalog.run, sweeper.run, retention.run):
         await nursery.start(task)
     await _epoch_settled(hydrator)
-    return Gate(_rules(settings), Policies(postgres), catalog, quota, writer, backends, upstream)
+    return Gate(
+        _rules(settings), Policies(postgres), catalog, quota, writer, backends, upstream, observer
+    )
 
 
 def _sweeper(settings: Settings, redis: Redis, quota: Quota, ledger: Ledger) -> Sweeper:

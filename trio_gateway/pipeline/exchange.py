@@ -28,6 +28,7 @@ from trio_gateway.pipeline.admission import Admission, Errand, admit
 if TYPE_CHECKING:
     from trio_gateway.clients.upstream import Reply
     from trio_gateway.core.domain import Call, Standing
+    from trio_gateway.core.timeline import Timeline
     from trio_gateway.pipeline.gate import Gate, Route
     from trio_gateway.services.live import Cover, Leash
 
@@ -62,10 +63,12 @@ async def carry(gate: Gate, leash: Leash, errand: Errand, send: Heard) -> None:
     The error leads through its traceback to the call and its body. Whoever raises it must not
     keep it in a variable as well: all of that would stay until a full collection comes by.
     """
-    heard = True
+    heard, timeline = True, errand.timeline
+    timeline.carried, timeline.endpoint = True, errand.call.endpoint
     with send:
         try:
             route = gate.authorize(errand.principal, errand.call.model)
+            timeline.model = errand.call.model  # a name of the catalog, then
             deadline = trio.current_time() + gate.rules.call_timeout
             errand = replace(errand, call=_permitted(errand.call, route), deadline=deadline)
             async with admit(gate, leash, errand, route) as admission:
@@ -74,28 +77,42 @@ async def carry(gate: Gate, leash: Leash, errand: Errand, send: Heard) -> None:
                     await _exchange(gate, leash, admission, send)
                 except Exception as error:  # noqa: BLE001 - `_farewell` logs what is not ours
                     admission.fail(error)
+                    _note(timeline, error)
                     # Upstream is closed by now: only our own word waits for a slow client.
                     heard = await _farewell(send, error)
         except Exception as error:  # noqa: BLE001
+            _note(timeline, error)
             heard = await _farewell(send, error)
+        finally:
+            gate.observe(timeline)
     if not heard:
         raise ClientStalled
 
 
+def _note(timeline: Timeline, error: Exception) -> None:
+    """Keep what an error is called; the error itself would keep the call."""
+    known = error if isinstance(error, GatewayError) else GatewayError()
+    timeline.error, timeline.status = known.code, known.status
+
+
 async def _exchange(gate: Gate, leash: Leash, admission: Admission, send: Heard) -> None:
     """Open upstream and relay to the end; raises what broke the call, upstream closed."""
-    call = admission.errand.call
-    with leash.cover(admission.errand.deadline) as cover:
-        async with gate.upstream.open(
-            admission.backend, call.upstream, _encode(gate, admission), cover
-        ) as reply:
-            await _relay(gate, admission, cover, _Batches(reply, call), send)
-            if admission.outcome is Outcome.COMPLETED:
-                send.close()
-                # To the end of the body, so that the connection can be used again.
-                cover.release(TRAILER_LIMIT)
-                with suppress(GatewayError):
-                    await anext(reply, None)
+    call, timeline = admission.errand.call, admission.timeline
+    try:
+        with leash.cover(admission.errand.deadline) as cover:
+            async with gate.upstream.open(
+                admission.backend, call.upstream, _encode(gate, admission), cover
+            ) as reply:
+                await _relay(gate, admission, cover, _Batches(reply, call), send)
+                timeline.last_byte = trio.current_time()
+                if admission.outcome is Outcome.COMPLETED:
+                    send.close()
+                    # To the end of the body, so that the connection can be used again.
+                    cover.release(TRAILER_LIMIT)
+                    with suppress(GatewayError):
+                        await anext(reply, None)
+    finally:
+        timeline.closed = trio.current_time()
 
 
 def _encode(gate: Gate, admission: Admission) -> bytes:

@@ -9,15 +9,20 @@ from trio_gateway.core.errors import ModelNotFound
 from trio_gateway.core.models import allowed, effective, is_cloud
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from trio_gateway.clients.upstream import Upstream
     from trio_gateway.core.domain import CatalogModel, ModelPolicy, Principal
+    from trio_gateway.core.timeline import Timeline
     from trio_gateway.services.backends import Backends
     from trio_gateway.services.catalog import Catalog
     from trio_gateway.services.ledger.writer import LedgerWriter
     from trio_gateway.services.policies import Policies
     from trio_gateway.services.quota.quota import Quota
+
+
+def _unobserved(_: Timeline) -> None:
+    """Look away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,7 @@ class Gate:
     writer: LedgerWriter
     backends: Backends
     upstream: Upstream
+    observe: Callable[[Timeline], None] = _unobserved  # once for each call, when it is over
 
     def authorize(self, principal: Principal, name: str) -> Route:
         """Find the way for a canonical model name, or raise ModelNotFound.

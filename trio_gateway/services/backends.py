@@ -68,7 +68,7 @@ class Backends:
         return self._slots.waiting
 
     @property
-    def lines(self) -> dict[Priority, int]:
+    def lines(self) -> dict[str, int]:
         """How many calls of each priority wait."""
         return self._slots.lines
 

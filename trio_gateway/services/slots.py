@@ -120,7 +120,7 @@ class Slots:
         return sum(map(len, self._lines.values()))
 
     @property
-    def lines(self) -> dict[Priority, int]:
+    def lines(self) -> dict[str, int]:
         """How many calls wait, by priority."""
         return {priority: len(line) for priority, line in self._lines.items()}
 

@@ -40,6 +40,7 @@ async def collection() -> Response:
             file = await take_in(gateway, asked, leash, asked.feed)
         finally:
             asked.feed.close()
+        gateway.observer.metrics.moved_bytes("up", file.bytes)
         return _json(openai_files.render(file))
     page = openai_files.parse_page(asked.scope["query_string"])
     with leash.cover():
@@ -113,6 +114,7 @@ async def _pour(
     except (GatewayError, BlobMissing) as error:
         failed = error
     else:
+        gateway.observer.metrics.moved_bytes("down", file.bytes)
         return
     if type(failed) is type(leash.reason):
         log.info("download_cut", file_id=file.id, reason=type(failed).__name__)

@@ -26,7 +26,7 @@ from trio_gateway.pipeline.batches.texts import Texts
 from trio_gateway.pipeline.batches.work import Flight, Later
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from trio_gateway.clients.blobs import Blobs
     from trio_gateway.pipeline.batches.work import Bench
@@ -51,6 +51,8 @@ class Dispatcher:
     ) -> None:
         """`lease` is in seconds, as the bench's lines have it."""
         self.leases = Leases(bench.lines, lease)
+        # Told how each run of a line ended.
+        self.ended: Callable[[str], object] = lambda _: None
         self._bench = bench
         self._blobs = blobs
         self._turns = turns
@@ -164,8 +166,10 @@ class Dispatcher:
         self.leases.arrive(flight)
         self._room.give_back(flight.room)
         if isinstance(outcome, Later):
+            self.ended("retried" if outcome.failed else "deferred")
             await self._again(flight, outcome)
         else:
+            self.ended("succeeded" if outcome.succeeded else "failed")
             await results.send(outcome)
 
     async def _again(self, flight: Flight, later: Later) -> None:

@@ -19,6 +19,7 @@ from trio_gateway.services.batches.ending import Ended, FencedOutError, end
 from trio_gateway.services.files.rows import insert_file
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from uuid import UUID
 
     from trio_gateway.clients.blobs import Blobs, Writer
@@ -45,6 +46,8 @@ class Finisher:
 
     def __init__(self, postgres: Postgres, blobs: Blobs, endings: Endings, lease: float) -> None:
         """`lease` is in seconds, as `endings` has it."""
+        # Told the status of each batch that was ended here.
+        self.ended: Callable[[str], object] = lambda _: None
         self._postgres = postgres
         self._blobs = blobs
         self._endings = endings
@@ -99,6 +102,7 @@ class Finisher:
             if file.lines
         ]
         await self._postgres.transact(_finish, found, token, ended, files)
+        self.ended(status)
         log.info(
             "batch_ended",
             batch_id=found.id,

@@ -14,6 +14,8 @@ from trio_gateway.services.quota.holds import DISPATCHED, parse_found
 from trio_gateway.services.quota.keys import HOLDS_PATTERN, INDEX, tenant_keys, tenant_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from trio_gateway.clients.redis import Redis
     from trio_gateway.services.quota.holds import Found
     from trio_gateway.services.quota.quota import Quota
@@ -49,6 +51,8 @@ class Sweeper:
         # request id -> (its renewals, since when by this worker's clock). A sweeper wants the
         # count unchanged for a lease of its own time, so that a clock step sweeps nobody alive.
         self._seen: dict[str, tuple[str, float]] = {}
+        # Told after each sweep how many holds it saw, and how many of them it settled.
+        self.found: Callable[[int, int], object] = lambda _, __: None
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Sweep for ever; does nothing while a store is away, or just came back."""
@@ -72,10 +76,11 @@ class Sweeper:
         listed = await self._redis.command("ZRANGE", INDEX, 0, -1, "WITHSCORES")
         now_us = await self._now()
         seen: dict[str, tuple[str, float]] = {}
-        swept = 0
+        swept = open_holds = 0
         for at in range(0, len(listed), 2):
             tenant_id, score = listed[at].decode(), listed[at + 1]
             holds = await self._holds(tenant_id)
+            open_holds += len(holds)
             if not holds and now_us / 1_000_000 - float(score) > UNLIST_AFTER:
                 await self._redis.script("unlist", [INDEX], [tenant_id, score])
             gone = [found for found in holds if self._abandoned(found, now_us, seen)]
@@ -85,6 +90,7 @@ class Sweeper:
                 log.warning("holds_swept", count=len(gone))
                 swept += len(gone)
         self._seen = seen
+        self.found(open_holds, swept)
         return swept
 
     async def _now(self) -> int:
