@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from trio_gateway.services.account_rows import Row, find_tenant, storable
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 By = Literal["model", "key", "day"]
 
 READ_LIMIT = 300.0  # seconds: a ledger may hold many millions of rows
+SHARED_LONGEST = timedelta(minutes=5)  # identical refusals share a row for a minute
 _GROUPS = {
     "model": ("model", "l.model"),
     "key": ("key_id", "l.key_id"),
@@ -45,18 +47,38 @@ class Reports:
         return await self._postgres.run(self._usage, by, tenant, key_id, since)
 
     async def refusals(
-        self, since: datetime | None = None, tenant: str | None = None, limit: int = 100
+        self,
+        since: datetime | None = None,
+        tenant: str | None = None,
+        limit: int = 100,
+        before: int | None = None,
     ) -> list[Row]:
-        """Return refusals before admission, the latest first."""
-        return await self._postgres.run(self._refusals, since, tenant, limit)
+        """Return refusals before admission, the latest first.
 
-    async def acts(self, since: datetime | None = None, limit: int = 100) -> list[Row]:
-        """Return what operators changed, the latest first, with the rows before and after."""
+        `before` is the id that the last page ended with.
+        """
+        return await self._postgres.run(self._refusals, since, tenant, limit, before)
+
+    async def acts(
+        self,
+        since: datetime | None = None,
+        limit: int = 100,
+        before: int | None = None,
+        subject: str | None = None,
+    ) -> list[Row]:
+        """Return what operators changed, the latest first, with the rows before and after.
+
+        `before` is the id that the last page ended with; `subject` is the id of what was changed.
+        """
+        tests, values = _tests(
+            ("at >= {}", since),
+            ("id < {}", before),
+            ("subject = {}", None if subject is None else storable(subject)),
+        )
         rows = await self._postgres.fetch(
-            "SELECT * FROM gateway.admin_events WHERE $1::timestamptz IS NULL OR at >= $1"
-            " ORDER BY id DESC LIMIT $2",
-            since,
-            limit,
+            f"SELECT * FROM gateway.admin_events WHERE {tests}"  # noqa: S608 - no text of others
+            f" ORDER BY id DESC LIMIT {limit:d}",
+            *values,
         )
         return [{**row, "before": _parsed(row["before"]), "after": _parsed(row["after"])}
                 for row in rows]  # fmt: skip
@@ -71,19 +93,15 @@ class Reports:
     ) -> list[Row]:
         column, expression = _GROUPS[by]
         owner = None if tenant is None else (await find_tenant(connection, tenant))["id"]
-        conditions, values = ["true"], []
-        for test, value in (
-            ("l.tenant_id = ", owner), ("l.key_id = ", key_id), ("l.started_at >= ", since)
-        ):  # fmt: skip
-            if value is not None:
-                values.append(value)
-                conditions.append(f"{test}${len(values)}")
+        tests, values = _tests(
+            ("l.tenant_id = {}", owner), ("l.key_id = {}", key_id), ("l.started_at >= {}", since)
+        )
         rows = await connection.fetch(
             f"SELECT {expression} AS {column}, l.outcome, count(*) AS requests,"  # noqa: S608
             " sum(l.prompt_tokens)::bigint AS prompt_tokens,"
             " sum(l.completion_tokens)::bigint AS completion_tokens,"
             " sum(l.charged_tokens)::bigint AS charged_tokens"
-            f" FROM gateway.ledger l WHERE {' AND '.join(conditions)}"
+            f" FROM gateway.ledger l WHERE {tests}"
             " GROUP BY 1, 2 ORDER BY 1, 2",
             *values,
             timeout=READ_LIMIT,
@@ -92,21 +110,42 @@ class Reports:
         return await _with_names(connection, folded) if by == "key" else folded
 
     async def _refusals(
-        self, connection: Connection, since: datetime | None, tenant: str | None, limit: int
+        self,
+        connection: Connection,
+        since: datetime | None,
+        tenant: str | None,
+        limit: int,
+        before: int | None,
     ) -> list[Row]:
         # A tenant that is gone may still be asked for by its id.
         owner = tenant and await connection.fetchval(
             "SELECT id FROM gateway.tenants WHERE id = $1 OR name = $1 ORDER BY id = $1 DESC",
             storable(tenant),
         )
+        tests, values = _tests(
+            ("tenant_id = {}", owner or (tenant and storable(tenant))),
+            ("last_at >= {}", since),
+            # what the index knows is when a row began
+            ("at >= {}", None if since is None else since - SHARED_LONGEST),
+            ("at <= (SELECT at FROM gateway.audit_log WHERE id = {})", before),
+            ("(at, id) < (SELECT at, id FROM gateway.audit_log WHERE id = {})", before),
+        )
         rows = await connection.fetch(
-            "SELECT * FROM gateway.audit_log WHERE ($1::timestamptz IS NULL OR last_at >= $1)"
-            " AND ($2::text IS NULL OR tenant_id = $2) ORDER BY at DESC, id DESC LIMIT $3",
-            since,
-            owner or tenant,
-            limit,
+            f"SELECT * FROM gateway.audit_log WHERE {tests}"  # noqa: S608 - no text of others
+            f" ORDER BY at DESC, id DESC LIMIT {limit:d}",
+            *values,
         )
         return [dict(row) for row in rows]
+
+
+def _tests(*wanted: tuple[str, Any]) -> tuple[str, list[Any]]:
+    """Return the condition of what is not None, its place written as `{}`, and its values."""
+    tests, values = ["true"], []
+    for test, value in wanted:
+        if value is not None:
+            values.append(value)
+            tests.append(test.format(f"${len(values)}"))
+    return " AND ".join(tests), values
 
 
 def _fold(rows: list[Any], column: str) -> list[Row]:

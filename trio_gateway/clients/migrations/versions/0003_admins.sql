@@ -37,3 +37,9 @@ CREATE TABLE gateway.login_failures (
 CREATE INDEX login_failures_since ON gateway.login_failures (since);
 
 CREATE INDEX admin_events_subject ON gateway.admin_events (subject, id);
+CREATE INDEX admin_events_at ON gateway.admin_events (at);
+CREATE INDEX audit_log_tenant ON gateway.audit_log (tenant_id, at) WHERE tenant_id IS NOT NULL;
+
+-- A page of keys by age costs a page, however many keys a tenant has.
+CREATE INDEX api_keys_age ON gateway.api_keys (tenant_id, created_at, id);
+DROP INDEX gateway.api_keys_tenant;
