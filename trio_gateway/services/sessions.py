@@ -9,11 +9,13 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from trio_gateway.core.officers import Officer, Role, sha256_hex
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from trio_gateway.clients.postgres import Postgres
 
 LONGEST = timedelta(hours=8)
@@ -33,6 +35,19 @@ _FIND = """
 UPDATE gateway.admin_sessions SET seen_at = now()
 WHERE id = $1 AND expires_at > now() AND seen_at > now() - $2::interval
 RETURNING credential, name, role, csrf
+"""
+_LOOK = """
+SELECT credential, name, role, csrf FROM gateway.admin_sessions
+WHERE id = $1 AND expires_at > now() AND seen_at > now() - $2::interval
+"""
+_ALIVE = """
+SELECT id, credential FROM gateway.admin_sessions
+WHERE id = ANY($1::text[]) AND expires_at > now() AND seen_at > now() - $2::interval
+"""
+_LIST = """
+SELECT id, name, role, credential, client, created_at, seen_at, expires_at
+FROM gateway.admin_sessions WHERE expires_at > now() AND seen_at > now() - $1::interval
+ORDER BY seen_at DESC LIMIT $2
 """
 
 
@@ -78,10 +93,13 @@ class Sessions:
         )
         return secret
 
-    async def find(self, secret: str) -> Session | None:
-        """Return the session behind a cookie, None where it is over; it counts as seen."""
+    async def find(self, secret: str, *, seen: bool = True) -> Session | None:
+        """Return the session behind a cookie, None where it is over.
+
+        It counts as seen, unless nobody but a script that renews a page has asked.
+        """
         session_id = sha256_hex(secret)
-        row = await self._postgres.fetch_one(_FIND, session_id, self._idle)
+        row = await self._postgres.fetch_one(_FIND if seen else _LOOK, session_id, self._idle)
         if row is None:
             return None
         role: Role | None = Role(row["role"])
@@ -92,6 +110,23 @@ class Sessions:
             return None
         officer = Officer(row["name"], role, row["credential"])
         return Session(officer, row["csrf"], session_id)
+
+    async def alive(self, session_ids: Collection[str]) -> frozenset[str]:
+        """Return those that are not over; they do not count as seen by that."""
+        if not session_ids:
+            return frozenset()
+        rows = await self._postgres.fetch(_ALIVE, list(session_ids), self._idle)
+        worth = {
+            credential: await self._standing.stands(credential)
+            for credential in {row["credential"] for row in rows}
+            if credential.startswith("admin:")
+        }
+        lost = {name for name, role in worth.items() if role in {None, Role.METRICS}}
+        return frozenset(row["id"] for row in rows if row["credential"] not in lost)
+
+    async def listing(self, limit: int = 200) -> list[dict[str, Any]]:
+        """Return the sessions that are not over, those seen last first; never their secrets."""
+        return [dict(row) for row in await self._postgres.fetch(_LIST, self._idle, limit)]
 
     async def end(self, session_id: str) -> None:
         """End one session."""
