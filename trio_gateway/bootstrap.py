@@ -1,4 +1,4 @@
-"""The first tenant, its first key and the first admin, so that a new installation can be used at once."""
+"""The first tenant, key and admin, so that a new installation can be used at once."""
 
 from __future__ import annotations
 

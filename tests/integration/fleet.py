@@ -207,7 +207,7 @@ def fleet(
     earlier = len(log.read_text()) if log.exists() else 0
     if how == "serve":
         words = [script("trio-gateway"), "serve", "--json", "--workers", workers]
-        words += ["--bind", "127.0.0.1:0"]
+        words += ["--bind", "127.0.0.1:0", "--admin-bind", "127.0.0.1:0"]
     else:
         graceful = str(settings.get("drain_timeout", 30))
         words = [script("hypercorn"), "--worker-class", "trio", "-w", workers]
@@ -247,7 +247,9 @@ def commandline(pid: int) -> list[str]:
 
 
 def _is_worker(words: list[str]) -> bool:
-    return "trio_gateway.worker" in words or any("spawn_main" in word for word in words)
+    if "trio_gateway.worker" in words:
+        return "trio_gateway.admin_asgi:app" not in words
+    return any("spawn_main" in word for word in words)
 
 
 def _inodes_at(port: int) -> set[str]:

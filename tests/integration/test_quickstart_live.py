@@ -132,7 +132,7 @@ def test_a_second_start_keeps_everything_and_leaves_no_process(first, folder):
 
     async def stopped(running):
         running.descendants()
-        assert len(running.seen) >= 4  # PostgreSQL, Redis, the simulated Ollama, a worker
+        assert len(running.seen) >= 5  # PostgreSQL, Redis, the simulated Ollama, worker, admin
         running.send(signal.SIGTERM)
         assert await running.ended() == 0, running.said
         await until(lambda: not running.left(), 1)
@@ -144,6 +144,9 @@ def test_a_second_start_keeps_everything_and_leaves_no_process(first, folder):
         assert second.told["tenant"] == "default"
         assert second.told["pid"] == second.popen.pid
         assert second.ask(first.told["api_key"]).status_code == 200
+        admin = f"{second.told['admin_url']}/admin/v1/status"
+        bearer = {"authorization": f"Bearer {first.told['admin_token']}"}
+        assert httpx.get(admin, headers=bearer).status_code == 200
         trio.run(stopped, second)
     finally:
         second.destroy()

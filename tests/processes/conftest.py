@@ -61,6 +61,13 @@ class Installation:
         connection.close()
         return body
 
+    def admin(self):
+        """Return what the admin listener was given."""
+        parts = urlsplit(self.told["admin_url"])
+        with closing(http.client.HTTPConnection(parts.hostname, parts.port, timeout=SECONDS)) as up:
+            up.request("GET", "/")
+            return json.loads(up.getresponse().read())
+
     def connect(self):
         parts = urlsplit(self.told["base_url"])
         return http.client.HTTPConnection(parts.hostname, parts.port, timeout=SECONDS)
@@ -102,7 +109,7 @@ class Installation:
 
 def _role(words):
     if "trio_gateway.worker" in words:
-        return "worker"
+        return "admin" if "tests.processes.tiny_admin:app" in words else "worker"
     if "trio_gateway.simulator" in words:
         return "simulator"
     program = Path(words[0].split(" ")[0]).name

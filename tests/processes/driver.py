@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import asyncpg
-import trio
 
 from trio_gateway.installation import Hooks
 from trio_gateway.quickstart import QuickstartOptions, ServeOptions, run, serve_installation
@@ -35,13 +34,17 @@ def first_key(database_url):
     return asyncio.run(go())
 
 
-async def admin(seat, *, task_status):
-    async def answer(stream):
-        await stream.send_all(seat.token_sha256.encode())
-        await stream.aclose()
+def first_admin(database_url, digest):
+    async def go():
+        connection = await asyncpg.connect(database_url)
+        await connection.execute("create table if not exists admins (digest text primary key)")
+        known = await connection.fetchval("select count(*) from admins")
+        if not known:
+            await connection.execute("insert into admins values ($1)", digest or "made")
+        await connection.close()
+        return None if known or digest else "tga-first"
 
-    listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(s)) for s in seat.sockets]
-    await trio.serve_listeners(answer, listeners, task_status=task_status)
+    return asyncio.run(go())
 
 
 def main():
@@ -56,7 +59,11 @@ def main():
     given = vars(parser.parse_args())
     command, as_json = given.pop("command"), not given.pop("text")
     hooks = Hooks(
-        upgrade=upgrade, first_key=first_key, admin=admin, application="tests.processes.tiny_app"
+        upgrade=upgrade,
+        first_key=first_key,
+        first_admin=first_admin,
+        admin="tests.processes.tiny_admin:app",
+        application="tests.processes.tiny_app",
     )
     if command == "serve":
         given.pop("simulate")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 import shutil
 import signal
 import socket
@@ -16,7 +16,7 @@ from trio_gateway import datadir
 from trio_gateway.installation import TOKEN_FILE
 
 
-def test_a_first_start_serves_and_tells_everything_on_one_line(quickstart, tmp_path):
+def test_a_first_start_serves_and_tells_everything_on_one_line(quickstart):
     """One JSON line with every promised field; SIGTERM ends it all with exit code 0."""
     running = quickstart()
     assert list(running.told) == [
@@ -32,8 +32,7 @@ def test_a_first_start_serves_and_tells_everything_on_one_line(quickstart, tmp_p
     ]
     assert running.told["pid"] == running.popen.pid
     assert running.get() == str(running.children()["worker"][0])
-    kept = (tmp_path / "installation" / TOKEN_FILE).read_text()
-    assert kept == hashlib.sha256(running.told["admin_token"].encode()).hexdigest()
+    assert running.told["admin_token"] == "tga-first"
     pids = running.pids()
     code, out, _ = running.stop()
     assert (code, out) == (0, "")
@@ -42,17 +41,35 @@ def test_a_first_start_serves_and_tells_everything_on_one_line(quickstart, tmp_p
 
 
 def test_a_second_start_reuses_everything_and_shows_no_secret_again(quickstart):
-    """Same stores; the key and the token are null, the old token still opens the admin side."""
+    """Same stores; the key and the token are null."""
     first = quickstart()
-    token = first.told["admin_token"]
     first.stop()
     second = quickstart()
     assert (second.told["admin_token"], second.told["api_key"]) == (None, None)
     assert second.told["tenant"] == "default"
     assert second.told["database_url"] == first.told["database_url"]
-    parts = urlsplit(second.told["admin_url"])
-    with socket.create_connection((parts.hostname, parts.port), timeout=10) as admin:
-        assert admin.recv(100).decode() == hashlib.sha256(token.encode()).hexdigest()
+
+
+def test_the_token_of_an_earlier_release_is_taken_over(quickstart, tmp_path):
+    """Its digest, in a file of the data directory, makes the first admin; no token is shown."""
+    folder = datadir.DataDir(tmp_path / "installation")
+    with folder:
+        folder.write(TOKEN_FILE, "ab" * 32)
+    assert quickstart().told["admin_token"] is None
+
+
+def test_the_admin_listener_comes_back_and_calls_do_not_notice(quickstart):
+    """It is a process of its own: its end touches no worker, and its folder of counters stays."""
+    running = quickstart()
+    before, workers = running.admin(), running.children()["worker"]
+    os.kill(before["pid"], signal.SIGKILL)
+    running.hear("restarted", "admin listener")
+    after = running.admin()
+    assert after["pid"] != before["pid"]
+    assert after["PROMETHEUS_MULTIPROC_DIR"] == before["PROMETHEUS_MULTIPROC_DIR"]
+    assert running.children()["worker"] == workers
+    running.stop()
+    assert not Path(after["PROMETHEUS_MULTIPROC_DIR"]).exists()
 
 
 def test_the_folder_and_every_file_in_it_are_closed_to_others(quickstart, tmp_path):
@@ -136,9 +153,9 @@ def test_an_admin_token_of_the_operators_own_is_used_and_not_shown(quickstart, t
     running = quickstart(TRIO_GATEWAY_ADMIN_TOKEN="chosen")
     assert running.told["admin_token"] is None
     assert not (tmp_path / "installation" / TOKEN_FILE).exists()
-    parts = urlsplit(running.told["admin_url"])
-    with socket.create_connection((parts.hostname, parts.port), timeout=10) as admin:
-        assert admin.recv(100).decode() == hashlib.sha256(b"chosen").hexdigest()
+    given = running.admin()
+    assert given["TRIO_GATEWAY_ADMIN_TOKEN"] == "chosen"
+    assert given["_TRIO_GATEWAY_SLOT"] == "admin"
     worker = running.children()["worker"][0]
     assert b"chosen" not in Path(f"/proc/{worker}/environ").read_bytes()
 
@@ -165,7 +182,7 @@ def test_serve_on_the_same_installation_is_a_second_machine(quickstart, launch, 
     assert second.told["database_url"] == running.told["database_url"]
     assert (second.told["api_key"], second.told["admin_token"]) == (None, None)
     assert second.get() != running.get()
-    assert list(second.children()) == ["worker"]
+    assert sorted(second.children()) == ["admin", "worker"]
     worker = Path(f"/proc/{second.children()['worker'][0]}/environ").read_bytes()
     blobs = (tmp_path / "installation" / "blobs").as_uri()
     assert f"TRIO_GATEWAY_BLOB_URL={blobs}".encode() in worker.split(b"\0")

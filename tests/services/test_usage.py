@@ -89,9 +89,7 @@ async def test_a_series_names_the_greatest_and_sums_the_rest(postgres):
     ]
     assert found[0]["at"] == date(2030, 5, 17)
     hourly = await usage.series("outcome", NOON, NOON + timedelta(hours=1), unit="hour")
-    assert [(row["at"], row["name"], row["requests"]) for row in hourly] == [
-        (NOON, "completed", 5)
-    ]
+    assert [(row["at"], row["name"], row["requests"]) for row in hourly] == [(NOON, "completed", 5)]
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 100 / 9 * 5), (0.9, 100), (1.0, 3000)])

@@ -264,9 +264,9 @@ class CallCut(GatewayError):
     default_code = "call_cut"
     default_message = "An operator ended this call."
 
-    def __init__(self) -> None:
+    def __init__(self, message: str | None = None) -> None:
         """Tell clients not to retry, which they do on 503."""
-        super().__init__(should_retry=False)
+        super().__init__(message, should_retry=False)
 
 
 class StoreUnavailable(GatewayError):

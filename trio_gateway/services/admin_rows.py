@@ -15,18 +15,17 @@ if TYPE_CHECKING:
 ADMIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
 LEGACY = "sha256:"  # what the hash of an earlier release's token begins with
 _HIDDEN = ("hash", "lookup")
+_FIND = """
+SELECT * FROM gateway.admins WHERE id = $1 OR name = $1 ORDER BY id = $1 DESC LIMIT 1
+"""
 
 
 async def find_admin(connection: Connection, name: str, *, lock: bool = False) -> Row:
     """Return an admin's row by id or name, its id first; raises NotFound."""
-    row = await connection.fetchrow(
-        "SELECT * FROM gateway.admins WHERE id = $1 OR name = $1 ORDER BY id = $1 DESC LIMIT 1"
-        + (" FOR UPDATE" if lock else ""),
-        storable(name),
-    )
+    row = await connection.fetchrow(_FIND + (" FOR UPDATE" if lock else ""), storable(name))
     if row is None:
         raise NotFound(f"there is no admin {printable(name)}")
-    return shown_admin(row)
+    return shown_admin(dict(row))
 
 
 def shown_admin(row: Mapping[str, Any]) -> Row:

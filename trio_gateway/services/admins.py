@@ -53,7 +53,7 @@ class Admins:
     def __init__(
         self, postgres: Postgres, hashing: Secrets, fixed: Mapping[str, tuple[str, Role]]
     ) -> None:
-        """`fixed` maps a token to the name and the role of its bearer."""
+        """Take the tokens of the settings, each with the name and the role of its bearer."""
         self._postgres = postgres
         self._hashing = hashing
         self._fixed = {
@@ -158,7 +158,7 @@ class AdminBook:
     async def listing(self) -> list[Row]:
         """Return all admins by name."""
         rows = await self._postgres.fetch("SELECT * FROM gateway.admins ORDER BY name")
-        return [shown_admin(row) for row in rows]
+        return [shown_admin(dict(row)) for row in rows]
 
     async def rotate(self, name: str) -> Row:
         """Give an admin a new token; the old one, and its sessions, end at once."""

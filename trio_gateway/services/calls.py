@@ -44,7 +44,7 @@ class Calls:
     """Errors raised: NotFound, StoreUnavailable."""
 
     def __init__(self, redis: Redis, postgres: Postgres) -> None:
-        """Holds are in Redis, names in PostgreSQL, which also carries the word to end a call."""
+        """Take Redis for the holds, and PostgreSQL for names and for the word to end a call."""
         self._redis = redis
         self._postgres = postgres
 

@@ -113,13 +113,13 @@ def percentile(sums: Mapping[str, Any], share: float) -> float | None:
     wanted = sums["ttft_count"] * share
     if not wanted:
         return None
-    below, floor = 0, 0
+    below, floor = 0, 0.0
     for edge in _BUCKETS:
-        count = sums[f"ttft_{edge}"]
+        count: int = sums[f"ttft_{edge}"]
         if count >= wanted:
-            return floor + (edge - floor) * (wanted - below) / (count - below)
+            return float(floor + (edge - floor) * (wanted - below) / (count - below))
         below, floor = count, edge
-    return float(floor)
+    return floor
 
 
 def _query(by: By, unit: Unit) -> str:
