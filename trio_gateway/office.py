@@ -21,6 +21,7 @@ from trio_gateway.gateway import installation_secret, start_failures_alone
 from trio_gateway.services.admins import Admins
 from trio_gateway.services.calls import Calls
 from trio_gateway.services.logins import Logins
+from trio_gateway.services.metrics.metrics import open_metrics
 from trio_gateway.services.secrets import Secrets
 from trio_gateway.services.sessions import Sessions
 from trio_gateway.services.workers import WorkerBoard
@@ -31,6 +32,7 @@ from trio_gateway.web.credentials import trusted_networks
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from trio_gateway.services.metrics.metrics import Metrics
     from trio_gateway.settings import Settings
 
 CONNECTIONS = 4  # to PostgreSQL
@@ -39,13 +41,13 @@ CONNECTIONS = 4  # to PostgreSQL
 @asynccontextmanager
 async def open_office(settings: Settings) -> AsyncIterator[Office]:
     """Hold the admin listener's services open. Raises CannotStart."""
-    with start_failures_alone():
-        async with _open(settings) as office:
+    with start_failures_alone(), open_metrics() as metrics:
+        async with _open(settings, metrics) as office:
             yield office
 
 
 @asynccontextmanager
-async def _open(settings: Settings) -> AsyncIterator[Office]:
+async def _open(settings: Settings, metrics: Metrics) -> AsyncIterator[Office]:
     async with (
         open_bridge() as bridge,
         open_postgres(bridge, settings.database_url, size=CONNECTIONS) as postgres,
@@ -68,6 +70,7 @@ async def _open(settings: Settings) -> AsyncIterator[Office]:
             logins=Logins(postgres),
             calls=Calls(redis, postgres),
             workers=WorkerBoard(redis),
+            metrics=metrics,
             hosts=allowed_hosts(settings.admin_public_url),
             trusted=trusted_networks(settings.trusted_proxies),
         )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from trio_gateway.services.admins import Admins
     from trio_gateway.services.calls import Calls
     from trio_gateway.services.logins import Logins
+    from trio_gateway.services.metrics.metrics import Metrics
     from trio_gateway.services.secrets import Secrets
     from trio_gateway.services.sessions import Sessions
     from trio_gateway.services.workers import WorkerBoard
@@ -39,6 +40,7 @@ class Office:
     logins: Logins
     calls: Calls
     workers: WorkerBoard
+    metrics: Metrics
     hosts: frozenset[str]  # names that a request may ask for
     trusted: tuple[Any, ...] = ()
     # Set when the listener is to go: streams end by it.
