@@ -2,6 +2,8 @@
 
 from datetime import UTC, datetime
 
+from tests.account import caller, past_row
+from trio_gateway.services.ledger.ledger import Ledger
 from trio_gateway.services.ledger.retention import Retention
 
 NAMES = (
@@ -32,3 +34,17 @@ async def test_whole_months_past_retention_are_dropped_and_spend_stays(postgres)
     dropped = await Retention(postgres, 30).tend(datetime.now(UTC))
     assert dropped == ["ledger_202001"]
     assert (await postgres.fetch("SELECT charged FROM gateway.spend"))[0]["charged"] == 7
+
+
+async def test_sums_by_the_hour_are_kept_for_weeks_and_those_by_the_day_for_ever(postgres):
+    """A row of forty days ago is in the one table alone, one of today in both."""
+    one = caller()
+    day = 86_400_000_000
+    now = int(datetime.now(UTC).timestamp() * 1_000_000)
+    await Ledger(postgres).write([past_row(one, 5, now), past_row(one, 7, now - 40 * day)])
+    await Retention(postgres, 0).tend(datetime.now(UTC))
+    sums = await postgres.fetch_one(
+        "SELECT (SELECT sum(charged_tokens) FROM gateway.usage_hourly) AS hourly,"
+        " (SELECT sum(charged_tokens) FROM gateway.usage_daily) AS daily"
+    )
+    assert (sums["hourly"], sums["daily"]) == (5, 12)

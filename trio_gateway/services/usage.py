@@ -17,8 +17,6 @@ By = Literal["model", "tenant", "outcome"]
 Unit = Literal["hour", "day"]
 Row = dict[str, Any]
 
-HOURS_KEPT = timedelta(days=35)
-LONGEST = timedelta(days=3660)
 _SUMS = ("requests", "failures", "prompt_tokens", "completion_tokens", "charged_tokens")
 _BUCKETS = (100, 300, 1000, 3000, 10_000)  # milliseconds
 _TTFT = ("ttft_count", *(f"ttft_{edge}" for edge in _BUCKETS))

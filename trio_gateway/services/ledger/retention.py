@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 EVERY = 6 * 3600.0  # seconds
+HOURS_KEPT = timedelta(days=35)  # of sums by the hour; those by the day stay
 CHILDREN = """
 SELECT c.relname AS name, right(c.relname, 6) AS month
 FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
@@ -61,4 +62,7 @@ async def _tend(connection: Any, oldest: str) -> list[str]:
     over = [row["name"] for row in await connection.fetch(CHILDREN) if row["month"] < oldest]
     for name in over:
         await connection.execute(f'DROP TABLE gateway."{name}"')
+    await connection.execute(
+        "DELETE FROM gateway.usage_hourly WHERE hour < now() - $1::interval", HOURS_KEPT
+    )
     return sorted(over)
