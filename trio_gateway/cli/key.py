@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trio_gateway.cli.door import work
+from trio_gateway.cli.extension import extension_of, extension_options, told
 from trio_gateway.cli.options import (
     NONE,
     Duration,
@@ -128,6 +129,25 @@ def update(key_name: str, tenant: str | None, target: Target, **options: Any) ->
         raise click.UsageError("key update needs something to change; see --help")
     row = work(target, lambda desk: desk.keyring.update(key_name, values, tenant))
     show_done(listed(row), f"Key {row['id']} is changed.", as_json=target.as_json)
+
+
+@key.command(
+    epilog=examples(
+        "key extend laptop --tenant acme --tokens 20000 --until 8h",
+        "key extend laptop --end",
+    )
+)
+@named
+@extension_options
+@target_options
+def extend(key_name: str, tenant: str | None, target: Target, **options: Any) -> None:
+    """Add tokens to a key's budget for a while; its tenant's still counts beside it."""
+    found = extension_of(**options)
+    if found is None:
+        row = work(target, lambda desk: desk.keyring.end_extension(key_name, tenant))
+    else:
+        row = work(target, lambda desk: desk.keyring.extend(key_name, *found, tenant=tenant))
+    show_done(listed(row), told(row, f"Key {row['id']}"), as_json=target.as_json)
 
 
 @key.command(epilog=examples("key disable laptop --tenant acme"))

@@ -17,10 +17,12 @@ from trio_gateway.cli.doctor import doctor
 from trio_gateway.cli.file import file
 from trio_gateway.cli.key import key
 from trio_gateway.cli.model import model
+from trio_gateway.cli.notices import notices
 from trio_gateway.cli.options import examples
 from trio_gateway.cli.report import audit, ledger, usage
 from trio_gateway.cli.start import migrate, quickstart, serve
 from trio_gateway.cli.tenant import tenant
+from trio_gateway.cli.webhook import webhook
 from trio_gateway.core.causes import first_of
 
 INTERRUPTED = 130  # as shells count Ctrl-C
@@ -51,6 +53,8 @@ for command in (
     batch,
     file,
     usage,
+    notices,
+    webhook,
     audit,
     ledger,
 ):

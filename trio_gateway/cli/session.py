@@ -22,6 +22,8 @@ from trio_gateway.services.accounts import Accounts
 from trio_gateway.services.batches.book import BatchBook
 from trio_gateway.services.files.book import FileBook
 from trio_gateway.services.keyring import Keyring
+from trio_gateway.services.notices.notices import Notices
+from trio_gateway.services.notices.webhooks import WebhookBook
 from trio_gateway.services.policies import ModelBook
 from trio_gateway.services.reports import Reports
 from trio_gateway.services.tenant_rows import read_installation_secret
@@ -46,6 +48,8 @@ class Desk:
     reports: Reports
     batches: BatchBook
     files: FileBook
+    notices: Notices
+    webhooks: WebhookBook
     tenants: Tenants
     postgres: Postgres
     addresses: Addresses
@@ -101,6 +105,8 @@ async def _open(addresses: Addresses, url: str) -> AsyncIterator[Desk]:
             reports=Reports(postgres),
             batches=BatchBook(postgres),
             files=FileBook(postgres, ACTOR),
+            notices=Notices(postgres),
+            webhooks=WebhookBook(postgres, ACTOR, addresses.settings.webhook_hosts),
             tenants=Tenants(postgres, secret),
             postgres=postgres,
             addresses=addresses,

@@ -81,6 +81,7 @@ _ABSENT = {
     "requests_per_minute": "unlimited",
     "tokens_per_minute": "unlimited",
     "budget": "unlimited",
+    "effective_budget": "unlimited",
     "max_output_tokens": "unlimited",
     "models": "all of the tenant's",
     "expires_at": "never",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trio_gateway.cli.door import work
+from trio_gateway.cli.extension import extension_of, extension_options, told
 from trio_gateway.cli.options import Limit, examples, given, limit_options, target_options
 from trio_gateway.cli.show import note, note_if_cut, show_done, show_row, show_rows
 
@@ -117,6 +118,26 @@ def update(name: str, target: Target, **options: Any) -> None:
         raise click.UsageError("tenant update needs something to change; see --help")
     row = work(target, lambda desk: desk.accounts.update(name, values))
     show_done(listed(row), f"Tenant {row['name']} is changed.", as_json=target.as_json)
+
+
+@tenant.command(
+    epilog=examples(
+        "tenant extend acme --tokens 500000 --until 2d",
+        "tenant extend acme --tokens 500000 --until 2030-12-31T18:00",
+        "tenant extend acme --end",
+    )
+)
+@click.argument("name")
+@extension_options
+@target_options
+def extend(name: str, target: Target, **options: Any) -> None:
+    """Add tokens to a tenant's budget for a while; an earlier increase is replaced."""
+    found = extension_of(**options)
+    if found is None:
+        row = work(target, lambda desk: desk.accounts.end_extension(name))
+    else:
+        row = work(target, lambda desk: desk.accounts.extend(name, *found))
+    show_done(listed(row), told(row, f"Tenant {row['name']}"), as_json=target.as_json)
 
 
 @tenant.command(epilog=examples("tenant disable acme"))

@@ -23,7 +23,8 @@ TENANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _COUNTS = ("requests_per_minute", "tokens_per_minute", "budget")
 _LENGTH = {Period.DAY: 0, Period.MONTH: 1, Period.TOTAL: 2}
 _FIND_TENANT = """
-SELECT * FROM gateway.tenants WHERE id = $1 OR name = $1 ORDER BY id = $1 DESC LIMIT 1
+SELECT *, gateway.effective_budget(budget, budget_extra, budget_extra_until) AS effective_budget
+FROM gateway.tenants WHERE id = $1 OR name = $1 ORDER BY id = $1 DESC LIMIT 1
 """
 _SPENT = """
 SELECT coalesce(sum(charged), 0)::bigint FROM gateway.spend

@@ -7,6 +7,7 @@ read at its next use and no argon2.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -38,12 +39,14 @@ def scopes_of(principal: Principal) -> tuple[str, str]:
 class Proof:
     """A key's text proven against the encoded hash `encoded`, and what its row said.
 
-    `expires_at` is when the key, or the overlap of a rotated secret, ends.
+    `expires_at` is when the key, or the overlap of a rotated secret, ends. From `changes_at` on,
+    in seconds of the cache's clock, the row says something else though nobody changed it.
     """
 
     principal: Principal
     encoded: str
     expires_at: datetime | None
+    changes_at: float = math.inf
     filled_at: float = field(default=0.0)  # seconds of the cache's clock
     fresh: bool = field(default=True)
 
@@ -59,10 +62,16 @@ class KeyCache:
         self._proofs: OrderedDict[bytes, Proof] = OrderedDict()
         self._names: dict[str, set[bytes]] = {}  # scope -> the digests it touches
 
+    def now(self) -> float:
+        """Return what the cache's clock says."""
+        return self._clock()
+
     def fresh(self, name: bytes) -> Proof | None:
         """Return what may be believed without a read."""
         proof = self._proofs.get(name)
-        if proof is None or not proof.fresh or self._clock() - proof.filled_at >= self._ttl:
+        if proof is None or not proof.fresh:
+            return None
+        if self.now() >= min(proof.changes_at, proof.filled_at + self._ttl):
             return None
         self._proofs.move_to_end(name)
         return proof
@@ -78,7 +87,7 @@ class KeyCache:
             self._drop(name)
         elif len(self._proofs) >= self._size:
             self._drop(next(iter(self._proofs)))
-        proof.filled_at = self._clock()
+        proof.filled_at = self.now()
         self._proofs[name] = proof
         for scope in scopes_of(proof.principal):
             self._names.setdefault(scope, set()).add(name)

@@ -27,8 +27,15 @@ _TENANT = ("id", "name", "all_models", "models", "allow_cloud", "weight_share", 
 _STANDING = """k.disabled_at IS NULL AND t.disabled_at IS NULL
     AND NOT EXISTS (SELECT FROM gateway.revocations r WHERE r.key_id = k.id)"""
 
+# `extension_left`: seconds until an increase in force ends, of the two the first.
 _SELECT = f"""
 SELECT k.*, {", ".join(f"t.{column} AS t_{column}" for column in _TENANT)},
+    gateway.effective_budget(k.budget, k.budget_extra, k.budget_extra_until) AS effective_budget,
+    gateway.effective_budget(t.budget, t.budget_extra, t.budget_extra_until) AS t_effective_budget,
+    extract(epoch FROM least(
+        CASE WHEN k.budget_extra_until > now() THEN k.budget_extra_until END,
+        CASE WHEN t.budget_extra_until > now() THEN t.budget_extra_until END
+    ) - now())::float8 AS extension_left,
     {_STANDING} AS standing
 FROM gateway.api_keys k JOIN gateway.tenants t ON t.id = k.tenant_id
 """  # noqa: S608 - constants alone
@@ -46,7 +53,8 @@ class Candidate:
 
     `standing` is False for a key that is revoked or disabled, or whose tenant is. `current`
     is False for the secret that a rotation replaced; `expires_at` is the key's end, or the
-    overlap's where that comes first.
+    overlap's where that comes first. The budgets hold for `extension_left` seconds from the
+    read, by PostgreSQL's clock; None is for as long as the rows stay.
     """
 
     principal: Principal
@@ -54,6 +62,7 @@ class Candidate:
     standing: bool
     current: bool
     expires_at: datetime | None
+    extension_left: float | None
 
 
 def candidate(row: Mapping[str, Any], public_id: str) -> Candidate:
@@ -66,6 +75,7 @@ def candidate(row: Mapping[str, Any], public_id: str) -> Candidate:
             standing=row["standing"],
             current=True,
             expires_at=row["expires_at"],
+            extension_left=row["extension_left"],
         )
     overlap = row["previous_expires_at"]
     usable = overlap is not None and row["previous_hash"] is not None
@@ -76,6 +86,7 @@ def candidate(row: Mapping[str, Any], public_id: str) -> Candidate:
         standing=row["standing"] and usable,
         current=False,
         expires_at=min(ends, default=None),
+        extension_left=row["extension_left"],
     )
 
 
@@ -84,7 +95,7 @@ def limits_of(row: Mapping[str, Any], prefix: str = "") -> Limits:
     return Limits(
         requests_per_minute=row[f"{prefix}requests_per_minute"],
         tokens_per_minute=row[f"{prefix}tokens_per_minute"],
-        budget=row[f"{prefix}budget"],
+        budget=row[f"{prefix}effective_budget"],
         budget_period=Period(row[f"{prefix}budget_period"]),
         max_output_tokens=row[f"{prefix}max_output_tokens"],
     )

@@ -12,6 +12,7 @@ goes on without its caller recalls the principal by the key's id: the same, with
 
 from __future__ import annotations
 
+import math
 import secrets
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -161,13 +162,16 @@ class Tenants:
         encoded = self._cache.encoded(question.name)
         for _ in range(ATTEMPTS):
             flight.begin(self._tick())
+            asked_at = self._cache.now()
             found = await self._read(question)
             encoded = await self._shown(found, question.secret, encoded)
             if flight.stale(found):
                 continue
             if found is None or encoded is None:
                 raise Unauthenticated
-            proof = Proof(found.principal, encoded, found.expires_at)
+            # Counted from before the read, so that no increase is believed past its end.
+            left = math.inf if found.extension_left is None else found.extension_left
+            proof = Proof(found.principal, encoded, found.expires_at, asked_at + left)
             self._cache.fill(question.name, proof)
             return proof
         raise StoreUnavailable
