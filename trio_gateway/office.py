@@ -18,6 +18,7 @@ from trio_gateway.clients.postgres import open_postgres
 from trio_gateway.clients.redis import Redis
 from trio_gateway.core.officers import Role
 from trio_gateway.gateway import installation_secret, start_failures_alone
+from trio_gateway.oidc import open_oidc
 from trio_gateway.services.admins import Admins
 from trio_gateway.services.calls import Calls
 from trio_gateway.services.logins import Logins
@@ -32,8 +33,10 @@ from trio_gateway.web.credentials import trusted_networks
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from trio_gateway.clients.postgres import Postgres
     from trio_gateway.services.metrics.metrics import Metrics
     from trio_gateway.settings import Settings
+    from trio_gateway.web.admin.oidc_office import OidcOffice
 
 CONNECTIONS = 4  # to PostgreSQL
 
@@ -56,25 +59,38 @@ async def _open(settings: Settings, metrics: Metrics) -> AsyncIterator[Office]:
         secret = await installation_secret(postgres)
         redis = Redis(settings.redis_url, {})
         nursery.start_soon(redis.run)
-        hashing = Secrets()
-        admins = Admins(postgres, hashing, _fixed(settings))
-        yield Office(
-            settings=settings,
-            postgres=postgres,
-            redis=redis,
-            blobs=open_blobs(settings.blob_url or datadir.blobs_of(datadir.default_path())),
-            installation_secret=secret,
-            hashing=hashing,
-            admins=admins,
-            sessions=Sessions(postgres, admins, settings.admin_session_timeout),
-            logins=Logins(postgres),
-            calls=Calls(redis, postgres),
-            workers=WorkerBoard(redis),
-            metrics=metrics,
-            hosts=allowed_hosts(settings.admin_public_url),
-            trusted=trusted_networks(settings.trusted_proxies),
-        )
+        async with open_oidc(settings, redis, secret) as oidc:
+            yield _office(settings, (postgres, redis), secret, metrics, oidc)
         nursery.cancel_scope.cancel()
+
+
+def _office(
+    settings: Settings,
+    stores: tuple[Postgres, Redis],
+    secret: bytes,
+    metrics: Metrics,
+    oidc: OidcOffice | None,
+) -> Office:
+    postgres, redis = stores
+    hashing = Secrets()
+    admins = Admins(postgres, hashing, _fixed(settings))
+    return Office(
+        settings=settings,
+        postgres=postgres,
+        redis=redis,
+        blobs=open_blobs(settings.blob_url or datadir.blobs_of(datadir.default_path())),
+        installation_secret=secret,
+        hashing=hashing,
+        admins=admins,
+        sessions=Sessions(postgres, admins, settings.admin_session_timeout),
+        logins=Logins(postgres),
+        calls=Calls(redis, postgres),
+        workers=WorkerBoard(redis),
+        metrics=metrics,
+        hosts=allowed_hosts(settings.admin_public_url),
+        trusted=trusted_networks(settings.trusted_proxies),
+        oidc=oidc,
+    )
 
 
 def _fixed(settings: Settings) -> dict[str, tuple[str, Role]]:

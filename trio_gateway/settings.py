@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from trio_gateway.core.openid import trustworthy
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -140,7 +142,14 @@ class Settings(BaseModel):
                 raise ValueError("must be addresses or networks, with commas between") from None
         return value
 
-    @field_validator("admin_public_url", "oidc_issuer")
+    @field_validator("oidc_issuer")
+    @classmethod
+    def _issuer(cls, value: str) -> str:
+        if value and (urlsplit(value).query or not trustworthy(value)):
+            raise ValueError("must be https://host[/path], to the letter as the provider names it")
+        return value
+
+    @field_validator("admin_public_url")
     @classmethod
     def _page(cls, value: str) -> str:
         parts = urlsplit(value)

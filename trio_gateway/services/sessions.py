@@ -132,8 +132,10 @@ class Sessions:
         """End one session."""
         await self._postgres.fetch("DELETE FROM gateway.admin_sessions WHERE id = $1", session_id)
 
-    async def end_all(self, credential: str) -> None:
-        """End every session of a credential."""
+    async def end_all(self, credential: str, sparing: Role | None = None) -> None:
+        """End every session of a credential, but those with this role."""
         await self._postgres.fetch(
-            "DELETE FROM gateway.admin_sessions WHERE credential = $1", credential
+            "DELETE FROM gateway.admin_sessions WHERE credential = $1 AND role IS DISTINCT FROM $2",
+            credential,
+            sparing,
         )

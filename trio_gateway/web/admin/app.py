@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from quart import Response, request
 from quart_trio import QuartTrio
 
-from trio_gateway.web.admin import status
+from trio_gateway.web.admin import oidc, status
 from trio_gateway.web.admin.errors import error_response
 from trio_gateway.web.admin.guard import guard
 
@@ -46,6 +46,7 @@ def create_admin() -> AdminApp:
     app.config["RESPONSE_TIMEOUT"] = None  # live numbers are a stream; all else is bounded itself
     app.before_request(guard)
     app.register_blueprint(status.blueprint)
+    app.register_blueprint(oidc.blueprint)
     app.register_error_handler(Exception, _render)
     app.after_request(_secure)
     return app

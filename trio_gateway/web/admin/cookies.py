@@ -21,10 +21,12 @@ def over_https(request: Request) -> bool:
     if request.scheme == "https":
         return True
     public = urlsplit(office().settings.admin_public_url)
-    return public.scheme == "https" and request.headers.get("host", "").lower() in {
-        public.netloc.lower(),
-        f"{public.hostname}:443",
-    }
+    asked = urlsplit(f"//{request.headers.get('host', '')}")  # the guard has read it before
+    return (
+        public.scheme == "https"
+        and asked.hostname == public.hostname
+        and asked.port in {None, public.port or 443}  # proxies leave it out at will
+    )
 
 
 def set_session(response: Response, secret: str, *, secure: bool) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from trio_gateway.services.sessions import Sessions
     from trio_gateway.services.workers import WorkerBoard
     from trio_gateway.settings import Settings
+    from trio_gateway.web.admin.oidc_office import OidcOffice
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,6 +44,7 @@ class Office:
     metrics: Metrics
     hosts: frozenset[str]  # names that a request may ask for
     trusted: tuple[Any, ...] = ()
+    oidc: OidcOffice | None = None  # the login by a provider, where one is configured
     # Set when the listener is to go: streams end by it.
     leaving: trio.Event = field(default_factory=trio.Event)
 

@@ -1,0 +1,210 @@
+"""Signing in to the dashboard by way of an OpenID provider.
+
+The browser comes back from the provider's site, so the session's cookie, which is sent for pages
+of ours alone, would be missing from a redirect onward: the callback answers with a page that
+leads to the dashboard. Nothing that the provider or the address says is shown.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NoReturn, cast
+
+import structlog
+from quart import Blueprint, Response, redirect, render_template, request
+
+from trio_gateway.core.errors import InvalidCall, NotFound
+from trio_gateway.core.openid import (
+    AttemptRefused,
+    CodeRefused,
+    ProviderUnavailable,
+    TokenRefused,
+    credential_of,
+    officer_of,
+)
+from trio_gateway.services.account_rows import write_event
+from trio_gateway.services.attempts import LIFE
+from trio_gateway.web.admin.cookies import over_https, set_session
+from trio_gateway.web.admin.errors import as_gateway_error
+from trio_gateway.web.admin.guard import client
+from trio_gateway.web.admin.office import office
+
+if TYPE_CHECKING:
+    from trio_gateway.core.officers import Officer
+    from trio_gateway.web.admin.oidc_office import OidcOffice
+
+log = structlog.get_logger()
+
+ACCOUNT = "oidc"  # failures are counted by address
+MOST = 4096  # characters of a parameter
+RETRY_AFTER = 60  # seconds
+AWAY = {"server_error", "temporarily_unavailable"}
+NOT_OURS = (
+    "This login did not begin in this browser, took longer than ten minutes,"
+    " or was finished before. Begin again."
+)
+DECLINED = "The provider says that the login was declined, there or by its rules."
+PROVIDER_AWAY = "The provider says that it cannot answer at present. Try again later."
+CODE = "The provider does not honor this login. Begin again."
+NO_ROLE = (
+    "You are known to the provider, but nothing it says about you gives you a role here. Ask"
+    " whoever runs this gateway: the settings OIDC_CLAIM, OIDC_ADMINS and OIDC_VIEWERS decide."
+)
+POLICY = (
+    "default-src 'none'; style-src 'self'; img-src 'self' data:; base-uri 'none';"
+    " form-action 'none'; frame-ancestors 'none'"
+)
+
+blueprint = Blueprint("oidc", __name__, template_folder="templates")
+
+
+class LoginFailed(Exception):
+    """Ends a login; `sentence` is shown, `counts` is whether it counts against the address."""
+
+    def __init__(self, status: int, sentence: str, reason: str, *, counts: bool = True) -> None:
+        """`reason` is one of a few fixed words, for the log."""
+        self.status = status
+        self.sentence = sentence
+        self.reason = reason
+        self.counts = counts
+        super().__init__(reason)
+
+
+@blueprint.get("/login/oidc")
+async def begin() -> Response:
+    """Lead the browser to the provider, with a cookie that only it has."""
+    here = _configured()
+    cookie, pending = here.attempts.begin()
+    try:
+        url = await here.provider.login_url(pending)
+    except ProviderUnavailable as error:
+        return await _unavailable(error)
+    response = cast("Response", redirect(url, 303))
+    _set_cookie(response, cookie, LIFE)
+    return response
+
+
+@blueprint.get("/login/oidc/callback")
+async def finish() -> Response:
+    """Take the browser back, as whoever the provider says it is."""
+    here, address = _configured(), client()
+    wait = await office().logins.wait(ACCOUNT, address)
+    if wait:
+        log.warning("login_throttled", client=address)
+        sentence = "There were too many failed logins from your address. Try again later."
+        return await _page(429, sentence, retry_after=math.ceil(wait))
+    try:
+        officer = await _prove(here)
+    except LoginFailed as failure:
+        log.warning("oidc_login_failed", client=address, reason=failure.reason)
+        if failure.counts:
+            await office().logins.failed(ACCOUNT, address)
+        response = await _page(failure.status, failure.sentence)
+    except ProviderUnavailable as error:
+        response = await _unavailable(error)
+    else:
+        await office().logins.succeeded(ACCOUNT, address)
+        response = await _welcome(officer, address)
+    _set_cookie(response, "", 0)
+    return response
+
+
+@blueprint.after_request
+async def secure(response: Response) -> Response:
+    """Let the page load our own style and nothing else."""
+    response.headers["content-security-policy"] = POLICY
+    return response
+
+
+@blueprint.errorhandler(Exception)
+async def fail(error: Exception) -> Response:
+    """Show every other error as a page, too."""
+    shown = as_gateway_error(error)
+    retry_after = RETRY_AFTER if shown.status == 503 else None
+    return await _page(shown.status, shown.message, retry_after=retry_after)
+
+
+async def _prove(here: OidcOffice) -> Officer:
+    """Return who has logged in. Raises LoginFailed, ProviderUnavailable."""
+    state, code, error, issuer = map(_argument, ("state", "code", "error", "iss"))
+    try:
+        pending = await here.attempts.take(request.cookies.get(_cookie(), ""), state or "")
+    except AttemptRefused:
+        raise LoginFailed(403, NOT_OURS, "not_ours") from None
+    if error is not None:
+        _explain(error)
+    if not code:
+        raise LoginFailed(400, CODE, "no_code")
+    try:
+        claims = await here.provider.claims(code, pending, issuer)
+        credential = credential_of(claims)
+        role = here.roles.of(claims)
+        if role is not None:
+            return officer_of(claims, role)
+    except CodeRefused:
+        raise LoginFailed(403, CODE, "code") from None
+    except TokenRefused as refused:
+        raise LoginFailed(403, f"The ID token {refused}.", "token") from None
+    await office().sessions.end_all(credential)
+    raise LoginFailed(403, NO_ROLE, "no_role")
+
+
+async def _welcome(officer: Officer, address: str | None) -> Response:
+    await office().sessions.end_all(officer.credential, sparing=officer.role)
+    secret = await office().sessions.open(officer, address)
+    act = (f"admin:{officer.name}", "admin.login", officer.name)
+    after = {"client": address, "role": str(officer.role), "credential": officer.credential}
+    await office().postgres.transact(write_event, act, None, after)
+    log.info("login", name=officer.name, client=address)
+    response = await _page(200, None)
+    set_session(response, secret, secure=over_https(request))
+    return response
+
+
+def _configured() -> OidcOffice:
+    here = office().oidc
+    if here is None:
+        raise NotFound("There is nothing here.")
+    return here
+
+
+def _argument(name: str) -> str | None:
+    values = request.args.getlist(name)
+    if len(values) > 1 or any(len(value) > MOST for value in values):
+        raise InvalidCall(f"The parameter {name} may appear once only, and not too long.")
+    return values[0] if values else None
+
+
+def _explain(error: str) -> NoReturn:
+    if error in AWAY:
+        raise LoginFailed(503, PROVIDER_AWAY, "provider_away", counts=False)
+    raise LoginFailed(403, DECLINED, "declined")
+
+
+async def _unavailable(error: ProviderUnavailable) -> Response:
+    log.warning("oidc_provider_unavailable", reason=str(error))
+    return await _page(503, f"The provider {error}.", retry_after=RETRY_AFTER)
+
+
+async def _page(status: int, sentence: str | None, retry_after: int | None = None) -> Response:
+    text = await render_template("oidc.html", sentence=sentence)
+    response = Response(text, status, content_type="text/html; charset=utf-8")
+    if retry_after is not None:
+        response.headers["retry-after"] = str(retry_after)
+    return response
+
+
+def _set_cookie(response: Response, value: str, max_age: int) -> None:
+    response.set_cookie(
+        _cookie(),
+        value,
+        max_age=max_age,
+        path="/",
+        secure=over_https(request),
+        httponly=True,
+        samesite="Lax",  # the provider's redirect has to carry it
+    )
+
+
+def _cookie() -> str:
+    return "__Host-tg-oidc" if over_https(request) else "tg-oidc"
