@@ -18,19 +18,26 @@ from trio_gateway.services.account_rows import (
     update,
     write_event,
 )
+from trio_gateway.services.extensions import ENDED, extension
 from trio_gateway.services.tenant_rows import LIMITS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime, timedelta
 
     from trio_gateway.clients.postgres import Connection, Postgres
 
 COLUMNS = ("all_models", "models", "allow_cloud", "weight_share", *LIMITS)
-_LIST = """
-SELECT t.*, (SELECT count(*) FROM gateway.api_keys k WHERE k.tenant_id = t.id) AS keys
-FROM gateway.tenants t WHERE strpos(lower(t.name), lower($1)) > 0 OR $1 = ''
+KEYS_COUNTED = 1000  # of each tenant in a list; a tenant may have many more
+_LIST = f"""
+SELECT t.*, gateway.effective_budget(t.budget, t.budget_extra, t.budget_extra_until)
+        AS effective_budget,
+    (SELECT count(*) FROM (SELECT FROM gateway.api_keys k WHERE k.tenant_id = t.id
+        LIMIT {KEYS_COUNTED}) k) AS keys
+FROM gateway.tenants t
+WHERE t.name > $3 AND (strpos(lower(t.name), lower($1)) > 0 OR $1 = '')
 ORDER BY t.name LIMIT $2
-"""
+"""  # noqa: S608 - constants alone
 # What a tenant leaves behind, in the order in which it can go.
 _LEAVE = (
     (
@@ -79,9 +86,13 @@ class Accounts:
         except Duplicate as error:
             raise Refused(f"there is a tenant named {name} already", "name") from error
 
-    async def listing(self, match: str = "", limit: int = 1000) -> list[Row]:
-        """Return tenants by name, those alone whose name contains `match`."""
-        return [dict(row) for row in await self._postgres.fetch(_LIST, storable(match), limit)]
+    async def listing(self, match: str = "", limit: int = 1000, after: str = "") -> list[Row]:
+        """Return tenants by name, those alone whose name contains `match`.
+
+        `after` is the name that the last page ended with; `keys` counts up to KEYS_COUNTED.
+        """
+        rows = await self._postgres.fetch(_LIST, storable(match), limit, storable(after))
+        return [dict(row) for row in rows]
 
     async def show(self, name: str) -> Row:
         """Return one tenant, with `spent` of its present budget period."""
@@ -91,6 +102,17 @@ class Accounts:
         """Change some of COLUMNS; what its keys may do narrows at once, at run time."""
         check_values(values, COLUMNS)
         return await self._postgres.transact(self._update, name, "tenant.update", values)
+
+    async def extend(self, name: str, tokens: int, until: datetime | timedelta) -> Row:
+        """Add tokens to the tenant's budget until an instant, or for a while.
+
+        `effective_budget` in the answer is the sum. An earlier increase is replaced.
+        """
+        return await self._postgres.transact(self._extend, name, tokens, until)
+
+    async def end_extension(self, name: str) -> Row:
+        """End an increase now; without one it is no error."""
+        return await self._postgres.transact(self._end_extension, name)
 
     async def disable(self, name: str) -> Row:
         """Refuse the tenant's keys from now on, and cut its calls in flight."""
@@ -132,6 +154,19 @@ class Accounts:
         after = await find_tenant(connection, before["id"])
         await write_event(connection, (self._actor, action, before["id"]), before, after)
         return after
+
+    async def _extend(
+        self, connection: Connection, name: str, tokens: int, until: datetime | timedelta
+    ) -> Row:
+        row = await find_tenant(connection, name, lock=True)
+        values = await extension(connection, row, tokens, until)
+        return await self._update(connection, row["id"], "tenant.extend", values)
+
+    async def _end_extension(self, connection: Connection, name: str) -> Row:
+        row = await find_tenant(connection, name, lock=True)
+        if row["budget_extra"] is None:
+            return row
+        return await self._update(connection, row["id"], "tenant.end_extension", ENDED)
 
     async def _switch(self, connection: Connection, name: str, action: str) -> Row:
         off = action == "tenant.disable"

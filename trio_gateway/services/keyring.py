@@ -21,33 +21,22 @@ from trio_gateway.services.account_rows import (
     update,
     write_event,
 )
+from trio_gateway.services.extensions import ENDED, extension
+from trio_gateway.services.key_rows import SELECT, page
 from trio_gateway.services.secrets import Secrets
 from trio_gateway.services.tenant_rows import LIMITS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import timedelta
+    from datetime import datetime, timedelta
 
     from trio_gateway.clients.postgres import Connection, Postgres
     from trio_gateway.core.keys import NewKey
 
 COLUMNS = ("name", "models", "expires_at", *LIMITS)
-_SELECT = """
-SELECT k.*, t.name AS tenant,
-    (SELECT min(r.revoked_at) FROM gateway.revocations r WHERE r.key_id = k.id) AS revoked_at,
-    CASE WHEN EXISTS (SELECT FROM gateway.revocations r WHERE r.key_id = k.id) THEN 'revoked'
-         WHEN k.disabled_at IS NOT NULL OR t.disabled_at IS NOT NULL THEN 'disabled'
-         WHEN k.expires_at <= now() THEN 'expired' ELSE 'active' END AS state
-FROM gateway.api_keys k JOIN gateway.tenants t ON t.id = k.tenant_id
-"""
-_BY_ID = _SELECT + "WHERE k.id = $1 OR k.public_id = $1 OR k.previous_public_id = $1"
-_BY_NAME = _SELECT + (
+_BY_ID = SELECT + "WHERE k.id = $1 OR k.public_id = $1 OR k.previous_public_id = $1"
+_BY_NAME = SELECT + (
     "WHERE k.name = $1 AND ($2::text IS NULL OR k.tenant_id = $2) ORDER BY k.created_at LIMIT 50"
-)
-_LIST = _SELECT + (
-    "WHERE ($1::text IS NULL OR k.tenant_id = $1)"
-    " AND (strpos(lower(k.name), lower($2)) > 0 OR $2 = '')"
-    " ORDER BY t.name, k.created_at, k.id LIMIT $3"
 )
 
 
@@ -80,10 +69,17 @@ class Keyring:
         return {**row, "key": key.text}
 
     async def listing(
-        self, tenant: str | None = None, match: str = "", limit: int = 1000
+        self,
+        tenant: str | None = None,
+        match: str = "",
+        limit: int = 1000,
+        after: str | None = None,
     ) -> list[Row]:
-        """Return keys by tenant and age, those alone whose name contains `match`."""
-        return await self._postgres.run(self._list, tenant, match, limit)
+        """Return keys by tenant and age, those alone whose name contains `match`.
+
+        `after` is the id of the key that the last page ended with.
+        """
+        return await self._postgres.run(self._list, tenant, match, limit, after)
 
     async def show(self, name: str, tenant: str | None = None) -> Row:
         """Return one key, with `spent` of its present budget period."""
@@ -93,6 +89,20 @@ class Keyring:
         """Change some of COLUMNS."""
         _check(values)
         return await self._postgres.transact(self._update, name, tenant, "key.update", values)
+
+    async def extend(
+        self, name: str, tokens: int, until: datetime | timedelta, tenant: str | None = None
+    ) -> Row:
+        """Add tokens to the key's budget until an instant, or for a while.
+
+        `effective_budget` in the answer is the sum; its tenant's budget still counts beside it.
+        An earlier increase is replaced.
+        """
+        return await self._postgres.transact(self._extend, (name, tenant), tokens, until)
+
+    async def end_extension(self, name: str, tenant: str | None = None) -> Row:
+        """End an increase now; without one it is no error."""
+        return await self._postgres.transact(self._end_extension, name, tenant)
 
     async def disable(self, name: str, tenant: str | None = None) -> Row:
         """Refuse the key from now on, and cut its calls in flight."""
@@ -129,11 +139,15 @@ class Keyring:
         return row
 
     async def _list(
-        self, connection: Connection, tenant: str | None, match: str, limit: int
+        self,
+        connection: Connection,
+        tenant: str | None,
+        match: str,
+        limit: int,
+        after: str | None,
     ) -> list[Row]:
         owner = None if tenant is None else (await find_tenant(connection, tenant))["id"]
-        rows = await connection.fetch(_LIST, owner, storable(match), limit)
-        return [shown(dict(row)) for row in rows]
+        return await page(connection, owner, match, limit, after)
 
     async def _show(self, connection: Connection, name: str, tenant: str | None) -> Row:
         row = await self._find(connection, name, tenant)
@@ -149,6 +163,23 @@ class Keyring:
         after = await self._find(connection, before["id"])
         await self._write(connection, action, before, after)
         return after
+
+    async def _extend(
+        self,
+        connection: Connection,
+        whose: tuple[str, str | None],
+        tokens: int,
+        until: datetime | timedelta,
+    ) -> Row:
+        row = await self._find(connection, *whose, lock=True)
+        values = await extension(connection, row, tokens, until)
+        return await self._update(connection, row["id"], None, "key.extend", values)
+
+    async def _end_extension(self, connection: Connection, name: str, tenant: str | None) -> Row:
+        row = await self._find(connection, name, tenant, lock=True)
+        if row["budget_extra"] is None:
+            return row
+        return await self._update(connection, row["id"], None, "key.end_extension", ENDED)
 
     async def _switch(
         self, connection: Connection, name: str, tenant: str | None, action: str
