@@ -272,3 +272,15 @@ async def test_nothing_is_listed_after_everything_was_lost(worker, redis_url):
     await abandoned(worker, caller())
     empty(redis_url)
     assert await worker.sweeper.sweep(scan=True) == 0
+
+
+async def test_whoever_counts_is_told_what_each_sweep_found(worker):
+    """All holds that are open, of living and dead workers, and those that were settled."""
+    told = []
+    worker.sweeper.found = lambda found, settled: told.append((found, settled))
+    await worker.quota.reserve(ask(caller(TOTAL), 10, 90))
+    await abandoned(worker, caller(TOTAL))
+    await sweep_out(worker)
+    assert told == [(2, 0), (2, 1)]
+    await worker.sweeper.sweep()
+    assert told[2:] == [(1, 0)]

@@ -126,11 +126,10 @@ class State:
 
 
 def labels_of(urls: Sequence[str]) -> dict[str, str]:
-    """Name each backend by host and port, which have no password; twins are numbered."""
+    """Name each backend by its host, without a password; twins are numbered."""
     labels: dict[str, str] = {}
     for url in urls:
-        parts = urlsplit(url)
-        label = name = f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+        label = name = urlsplit(url).netloc.rpartition("@")[2]
         number = 1
         while label in labels.values():
             number += 1
