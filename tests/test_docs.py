@@ -18,7 +18,11 @@ from trio_gateway.web import routes
 
 TOP = Path(__file__).resolve().parent.parent
 README = (TOP / "README.md").read_text(encoding="utf-8")
-DEPLOY = {path.name: path.read_text(encoding="utf-8") for path in (TOP / "deploy").iterdir()}
+DEPLOY = {
+    path.name: path.read_text(encoding="utf-8")
+    for path in (TOP / "deploy").iterdir()
+    if path.is_file()
+}
 DOCUMENTS = {
     name: (TOP / name).read_text(encoding="utf-8")
     for name in ("README.md", "SECURITY.md", "CHANGELOG.md")
