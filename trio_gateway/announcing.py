@@ -39,7 +39,7 @@ class Announcement:
             f"  Ollama behind it        {self.ollama_url}",
         ]
         if self.admin_url is not None:
-            lines.append(f"  Administration          {self.admin_url}")
+            lines.append(f"  Dashboard               {self.admin_url}/")
         if self.admin_token is not None:
             lines.append(f"  Admin token             {self.admin_token}")
         if self.api_key is not None:

@@ -16,6 +16,7 @@ from trio_gateway.clients.blobs import open_blobs
 from trio_gateway.clients.bridge import open_bridge
 from trio_gateway.clients.postgres import open_postgres
 from trio_gateway.clients.redis import Redis
+from trio_gateway.clients.webhook import WebhookClient
 from trio_gateway.core.officers import Role
 from trio_gateway.gateway import installation_secret, start_failures_alone
 from trio_gateway.oidc import open_oidc
@@ -23,6 +24,7 @@ from trio_gateway.services.admins import Admins
 from trio_gateway.services.calls import Calls
 from trio_gateway.services.logins import Logins
 from trio_gateway.services.metrics.metrics import open_metrics
+from trio_gateway.services.notices.deliveries import Deliveries
 from trio_gateway.services.secrets import Secrets
 from trio_gateway.services.sessions import Sessions
 from trio_gateway.services.workers import WorkerBoard
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from trio_gateway.settings import Settings
     from trio_gateway.web.admin.oidc_office import OidcOffice
 
-CONNECTIONS = 4  # to PostgreSQL
+CONNECTIONS = 6  # to PostgreSQL
 
 
 @asynccontextmanager
@@ -59,6 +61,10 @@ async def _open(settings: Settings, metrics: Metrics) -> AsyncIterator[Office]:
         secret = await installation_secret(postgres)
         redis = Redis(settings.redis_url, {})
         nursery.start_soon(redis.run)
+        deliveries = Deliveries(
+            postgres, WebhookClient(), settings.webhook_hosts, metrics.budget_notice
+        )
+        await nursery.start(deliveries.run)
         async with open_oidc(settings, redis, secret) as oidc:
             yield _office(settings, (postgres, redis), secret, metrics, oidc)
         nursery.cancel_scope.cancel()
