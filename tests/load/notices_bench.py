@@ -3,8 +3,9 @@
     python -m tests.load.notices_bench
 
 Groups of 1, 16 and 200 rows, each row of another key of a few tenants, in turns in one run, on
-databases with and without the trigger; the median is of the statement that the writer sends. "none": no tenant and no key has a budget. "far":
-both have one and are far from its end. "near": both are over 80 per cent, and were noticed.
+databases with and without the trigger; the median is of the statement that the writer sends.
+"none": no tenant and no key has a budget. "far": all have one and are far from its end. "near":
+all are over 80 per cent, and were noticed.
 """
 
 from __future__ import annotations

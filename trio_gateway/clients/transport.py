@@ -110,8 +110,8 @@ class LeanTransport(httpx.AsyncBaseTransport):
         connections = self._idle.setdefault(origin, [])
         connections.append(connection)
         # The last in is the first out, so that the oldest are in front.
-        while len(connections) > self._max_idle or (
-            connections[0].idle_since < now - self._idle_expiry
+        while connections and (
+            len(connections) > self._max_idle or connections[0].idle_since < now - self._idle_expiry
         ):
             connections.pop(0).close()
 

@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import httpx
 import trio
@@ -85,7 +85,8 @@ async def _read_some(response: httpx.Response) -> None:
     """Let a receiver finish a short answer; one that is long is cut off."""
     seen = 0
     try:
-        async for piece in response.aiter_raw():
+        # Not `aiter_raw`, a generator, which would be left suspended.
+        async for piece in cast("httpx.AsyncByteStream", response.stream):
             seen += len(piece)
             if seen > BODY_LIMIT:
                 return

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from trio_gateway.clients.postgres import Connection, Postgres
 
 MOST = 1000  # rows of one answer
+CANDIDATES = 5000  # the latest of a period and threshold that `current` looks at
 THRESHOLDS = (80, 100)  # per cent
 _STATES = ("waiting", "delivered", "given_up")
 _NAMED = f"""
@@ -28,9 +29,14 @@ CROSS JOIN LATERAL (
 ) d ORDER BY n.id DESC
 """  # noqa: S608 - constants alone
 # Of each running period first the budgets that are spent. What was noticed at another budget, or
-# for another kind of period, is over; 80 per cent is listed where nothing stands at 100. Every
-# step walks an index, and stops when there is enough.
-CURRENT = """
+# for another kind of period, is over; 80 per cent is listed where nothing stands at 100. By these
+# settings every step walks an index and stops when there is enough: a planner that knows nothing
+# of how many will match prefers to join and sort all there are.
+SETTINGS = "; ".join(
+    f"SET LOCAL enable_{way} = off"
+    for way in ("seqscan", "bitmapscan", "hashjoin", "mergejoin", "sort")
+)
+CURRENT = f"""
 SELECT n.*, s.spent FROM (
     VALUES ('day', (now() AT TIME ZONE 'UTC')::date),
         ('month', date_trunc('month', now() AT TIME ZONE 'UTC')::date),
@@ -40,27 +46,30 @@ CROSS JOIN (VALUES (100), (80)) AS h (threshold)
 CROSS JOIN LATERAL (
     SELECT n.id, n.at, n.scope, n.tenant_id, t.name AS tenant, n.key_id, k.name AS key,
         n.threshold, n.period, n.period_start, n.budget
-    FROM gateway.budget_notices n
-    JOIN gateway.tenants t ON t.id = n.tenant_id
+    FROM (
+        SELECT n.*, -n.id AS newest FROM gateway.budget_notices n
+        WHERE n.period_start = p.first AND n.threshold = h.threshold AND n.id > 0
+            AND n.period = p.period
+        ORDER BY -n.id LIMIT {CANDIDATES}
+    ) n
+    LEFT JOIN gateway.tenants t ON t.id = n.tenant_id
     LEFT JOIN gateway.api_keys k ON k.id = n.key_id
-    WHERE n.period_start = p.first AND n.threshold = h.threshold AND n.id > 0
-        AND n.period = p.period
-        AND CASE WHEN n.key_id IS NULL THEN t.budget_period ELSE k.budget_period END = n.period
+    WHERE CASE WHEN n.key_id IS NULL THEN t.budget_period ELSE k.budget_period END = n.period
         AND CASE WHEN n.key_id IS NULL
             THEN gateway.effective_budget(t.budget, t.budget_extra, t.budget_extra_until)
             ELSE gateway.effective_budget(k.budget, k.budget_extra, k.budget_extra_until)
             END = n.budget
-        AND (n.threshold = 100 OR NOT EXISTS (SELECT FROM gateway.budget_notices f
+        AND (n.threshold = 100 OR (SELECT count(*) FROM gateway.budget_notices f
             WHERE f.scope = n.scope AND f.period = n.period AND f.period_start = n.period_start
-                AND f.threshold = 100 AND f.budget = n.budget))
-    ORDER BY n.id DESC LIMIT $1
+                AND f.threshold = 100 AND f.budget = n.budget) = 0)
+    ORDER BY n.newest LIMIT $1
 ) n
 CROSS JOIN LATERAL (
-    SELECT coalesce(sum(charged), 0)::bigint AS spent FROM gateway.spend
-    WHERE scope = n.scope AND period_start >= n.period_start
+    SELECT least(coalesce(sum(charged), 0), 9223372036854775807)::bigint AS spent
+    FROM gateway.spend WHERE scope = n.scope AND period_start >= n.period_start
 ) s
 ORDER BY n.threshold DESC, n.id DESC LIMIT $1
-"""
+"""  # noqa: S608 - constants alone
 
 
 class Notices:
@@ -99,7 +108,7 @@ class Notices:
         `spent` is what it is now.
         """
         _check_limit(limit)
-        return [_plain(dict(row)) for row in await self._postgres.fetch(CURRENT, limit)]
+        return await self._postgres.transact(_current, limit)
 
     async def _list(
         self, connection: Connection, wanted: Mapping[str, Any], tenant: str | None, limit: int
@@ -124,6 +133,11 @@ class Notices:
             *values,
         )
         return [_plain(dict(row)) for row in rows]
+
+
+async def _current(connection: Connection, limit: int) -> list[Row]:
+    await connection.execute(SETTINGS)
+    return [_plain(dict(row)) for row in await connection.fetch(CURRENT, limit)]
 
 
 def _check_limit(limit: int) -> None:

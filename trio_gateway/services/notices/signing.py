@@ -17,8 +17,11 @@ def new_secret() -> str:
 
 
 def signed(secret: str, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """Return the headers that prove a message; `timestamp` is in seconds since the epoch."""
-    key = base64.b64decode(secret.removeprefix(PREFIX))
+    """Return the headers that prove a message; `timestamp` is in seconds since the epoch.
+
+    Raises ValueError for a secret that is not one.
+    """
+    key = base64.b64decode(secret.removeprefix(PREFIX), validate=True)
     text = f"{message_id}.{timestamp}.".encode() + body
     digest = base64.b64encode(hmac.new(key, text, hashlib.sha256).digest()).decode()
     return {

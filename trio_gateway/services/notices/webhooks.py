@@ -10,6 +10,7 @@ from trio_gateway.services.account_rows import (
     NotFound,
     Refused,
     Row,
+    Taken,
     find_tenant,
     insert,
     new_id,
@@ -71,7 +72,7 @@ class WebhookBook:
         try:
             row = await self._postgres.transact(self._create, name, url, tenant, secret)
         except Duplicate as error:
-            raise Refused(f"there is a webhook named {name} already", "name") from error
+            raise Taken(f"there is a webhook named {name} already", "name") from error
         return {**row, "secret": secret}
 
     async def listing(self) -> list[Row]:

@@ -32,10 +32,11 @@ CREATE TABLE gateway.budget_notices (
 );
 CREATE INDEX budget_notices_at ON gateway.budget_notices (at);
 CREATE INDEX budget_notices_tenant ON gateway.budget_notices (tenant_id, id);
--- For those who ask for it by `id > 0`: to find one notice, made on an empty table, a plan could
--- otherwise choose this index, and read a whole period each time.
+-- For `Notices.current` alone, which asks for `id > 0` and orders by `-id`: to find one notice, a
+-- plan made on an empty table could otherwise choose this index, and read a period each time; and
+-- to list a period it could choose the primary key, and read all others.
 CREATE INDEX budget_notices_running
-    ON gateway.budget_notices (period_start, threshold, id) WHERE id > 0;
+    ON gateway.budget_notices (period_start, threshold, (-id)) WHERE id > 0;
 CREATE INDEX budget_notices_untold ON gateway.budget_notices (id) WHERE NOT told;
 
 -- Where notices are sent; secrets sign them.
@@ -121,7 +122,7 @@ BEGIN
         INSERT INTO gateway.budget_notices AS n
             (scope, tenant_id, key_id, period, period_start, threshold, budget, spent)
         VALUES (due.scope, due.tenant_id, due.key_id, due.period, due.first, due.threshold,
-            due.budget, due.spent)
+            due.budget, least(due.spent, 9223372036854775807))
         ON CONFLICT DO NOTHING RETURNING n.id INTO notice;
         CONTINUE WHEN notice IS NULL; -- another transaction was first
         -- A webhook that is being deleted is passed over: nobody waits for it.
