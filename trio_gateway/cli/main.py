@@ -12,6 +12,7 @@ from typing import NoReturn
 import click
 
 from trio_gateway import __version__
+from trio_gateway.cli.admin import admin
 from trio_gateway.cli.batch import batch
 from trio_gateway.cli.doctor import doctor
 from trio_gateway.cli.file import file
@@ -52,6 +53,7 @@ for command in (
     model,
     batch,
     file,
+    admin,
     usage,
     notices,
     webhook,

@@ -17,15 +17,8 @@ from trio_gateway.clients.postgres import NotMigrated, Postgres, open_postgres
 from trio_gateway.core.causes import first_of
 from trio_gateway.core.errors import CallerError, StoreUnavailable
 from trio_gateway.logs import configure
+from trio_gateway.pipeline.books import Books, books_of
 from trio_gateway.services.account_rows import Refused
-from trio_gateway.services.accounts import Accounts
-from trio_gateway.services.batches.book import BatchBook
-from trio_gateway.services.files.book import FileBook
-from trio_gateway.services.keyring import Keyring
-from trio_gateway.services.notices.notices import Notices
-from trio_gateway.services.notices.webhooks import WebhookBook
-from trio_gateway.services.policies import ModelBook
-from trio_gateway.services.reports import Reports
 from trio_gateway.services.tenant_rows import read_installation_secret
 from trio_gateway.services.tenants import Tenants
 
@@ -38,18 +31,10 @@ T = TypeVar("T")
 ACTOR = "cli"
 
 
-@dataclass(frozen=True)
-class Desk:
-    """What a command works with."""
+@dataclass(frozen=True, kw_only=True)
+class Desk(Books):
+    """What a command works with: the books, the stores and where they are."""
 
-    accounts: Accounts
-    keyring: Keyring
-    models: ModelBook
-    reports: Reports
-    batches: BatchBook
-    files: FileBook
-    notices: Notices
-    webhooks: WebhookBook
     tenants: Tenants
     postgres: Postgres
     addresses: Addresses
@@ -98,15 +83,9 @@ async def _open(addresses: Addresses, url: str) -> AsyncIterator[Desk]:
         except ValueError as error:
             # the address is read at the first use, and an error may quote pieces of it
             raise ValueError("DATABASE_URL is not a PostgreSQL address") from error
+        hosts = addresses.settings.webhook_hosts
         yield Desk(
-            accounts=Accounts(postgres, ACTOR),
-            keyring=Keyring(postgres, secret, ACTOR),
-            models=ModelBook(postgres, ACTOR),
-            reports=Reports(postgres),
-            batches=BatchBook(postgres),
-            files=FileBook(postgres, ACTOR),
-            notices=Notices(postgres),
-            webhooks=WebhookBook(postgres, ACTOR, addresses.settings.webhook_hosts),
+            **vars(books_of(postgres, secret, ACTOR, webhook_hosts=hosts)),
             tenants=Tenants(postgres, secret),
             postgres=postgres,
             addresses=addresses,

@@ -10,6 +10,8 @@ from trio_gateway.services.admins import AdminBook
 from trio_gateway.services.batches.book import BatchBook
 from trio_gateway.services.files.book import FileBook
 from trio_gateway.services.keyring import Keyring
+from trio_gateway.services.notices.notices import Notices
+from trio_gateway.services.notices.webhooks import WebhookBook
 from trio_gateway.services.policies import ModelBook
 from trio_gateway.services.reports import Reports
 from trio_gateway.services.secrets import Secrets
@@ -29,12 +31,23 @@ class Books:
     batches: BatchBook
     files: FileBook
     admins: AdminBook
+    notices: Notices
+    webhooks: WebhookBook
 
 
 def books_of(
-    postgres: Postgres, installation_secret: bytes, actor: str, hashing: Secrets | None = None
+    postgres: Postgres,
+    installation_secret: bytes,
+    actor: str,
+    *,
+    hashing: Secrets | None = None,
+    webhook_hosts: str = "",
+    keep_last_admin: bool = False,
 ) -> Books:
-    """Wire the books; they keep nothing, so that each request may have its own."""
+    """Wire the books; they keep nothing, so that each request may have its own.
+
+    `webhook_hosts` is the setting; see AdminBook for `keep_last_admin`.
+    """
     hashing = hashing or Secrets()
     return Books(
         accounts=Accounts(postgres, actor),
@@ -43,5 +56,7 @@ def books_of(
         reports=Reports(postgres),
         batches=BatchBook(postgres),
         files=FileBook(postgres, actor),
-        admins=AdminBook(postgres, actor, hashing),
+        admins=AdminBook(postgres, actor, hashing, keep_last=keep_last_admin),
+        notices=Notices(postgres),
+        webhooks=WebhookBook(postgres, actor, webhook_hosts),
     )

@@ -49,6 +49,10 @@ class Refused(Exception):
         super().__init__(message)
 
 
+class Taken(Refused):
+    """Raised where somebody has the name already."""
+
+
 class NotFound(Refused):
     """Raised where no tenant, key or model answers to a name or id."""
 
@@ -98,6 +102,22 @@ async def find_tenant(connection: Connection, name: str, *, lock: bool = False) 
     if row is None:
         raise NotFound(f"there is no tenant {printable(name)}")
     return dict(row)
+
+
+async def start_of(connection: Connection, table: str, before: str | None) -> int:
+    """Return the ordinal below which a list goes on; raises Refused after a row that is gone.
+
+    `table` is the program's own word.
+    """
+    if before is None:
+        return BIGGEST
+    ordinal: int | None = await connection.fetchval(
+        f"SELECT ordinal FROM gateway.{table} WHERE id = $1",  # noqa: S608
+        storable(before),
+    )
+    if ordinal is None:
+        raise Refused("the list cannot go on after what is gone; begin again", "before")
+    return ordinal
 
 
 async def insert(connection: Connection, table: str, values: Mapping[str, Any]) -> None:

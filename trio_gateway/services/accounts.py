@@ -9,6 +9,7 @@ from trio_gateway.services.account_rows import (
     TENANT_NAME,
     Refused,
     Row,
+    Taken,
     check_values,
     find_tenant,
     insert,
@@ -84,7 +85,7 @@ class Accounts:
         try:
             return await self._postgres.transact(self._create, name, values)
         except Duplicate as error:
-            raise Refused(f"there is a tenant named {name} already", "name") from error
+            raise Taken(f"there is a tenant named {name} already", "name") from error
 
     async def listing(self, match: str = "", limit: int = 1000, after: str = "") -> list[Row]:
         """Return tenants by name, those alone whose name contains `match`.

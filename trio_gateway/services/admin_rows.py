@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from trio_gateway.services.account_rows import NotFound, Row, printable, storable
@@ -31,4 +32,6 @@ async def find_admin(connection: Connection, name: str, *, lock: bool = False) -
 def shown_admin(row: Mapping[str, Any]) -> Row:
     """Leave out what proves the token, and say whether it is honored."""
     shown = {column: value for column, value in row.items() if column not in _HIDDEN}
-    return {**shown, "state": "active" if row["disabled_at"] is None else "disabled"}
+    over = row["expires_at"] is not None and row["expires_at"] <= datetime.now(UTC)
+    state = "disabled" if row["disabled_at"] is not None else "expired" if over else "active"
+    return {**shown, "state": state}

@@ -23,6 +23,7 @@ from trio_gateway.core.officers import (
 from trio_gateway.services.account_rows import (
     Refused,
     Row,
+    Taken,
     insert,
     new_id,
     update,
@@ -40,6 +41,11 @@ if TYPE_CHECKING:
 PROVEN = 1000  # tokens remembered
 _PROVE = """
 SELECT *, now() AS now FROM gateway.admins WHERE lookup = $1 AND disabled_at IS NULL
+    AND (expires_at IS NULL OR expires_at > now())
+"""
+
+_LEFT = """
+SELECT count(*) FROM gateway.admins WHERE role = 'admin' AND disabled_at IS NULL
     AND (expires_at IS NULL OR expires_at > now())
 """
 
@@ -123,11 +129,17 @@ class AdminBook:
     with the columns of `gateway.admins` but its hash and lookup, and `state`.
     """
 
-    def __init__(self, postgres: Postgres, actor: str, hashing: Secrets) -> None:
-        """`actor` is who the record names."""
+    def __init__(
+        self, postgres: Postgres, actor: str, hashing: Secrets, *, keep_last: bool = False
+    ) -> None:
+        """Record under `actor`; `keep_last` refuses what would leave no admin who may change.
+
+        Whoever has the command line can make another admin, and needs no such care.
+        """
         self._postgres = postgres
         self._actor = actor
         self._hashing = hashing
+        self._keep_last = keep_last
 
     async def create(self, name: str, role: str, expires_at: datetime | None = None) -> Row:
         """Add an admin; `token` in the answer is seen this once."""
@@ -152,13 +164,17 @@ class AdminBook:
         try:
             row = await self._postgres.transact(self._create, values)
         except Duplicate as error:
-            raise Refused(f"there is an admin named {name} already", "name") from error
+            raise Taken(f"there is an admin named {name} already", "name") from error
         return {**row, "token": token}
 
     async def listing(self) -> list[Row]:
         """Return all admins by name."""
         rows = await self._postgres.fetch("SELECT * FROM gateway.admins ORDER BY name")
         return [shown_admin(dict(row)) for row in rows]
+
+    async def show(self, name: str) -> Row:
+        """Return one admin."""
+        return await self._postgres.run(find_admin, name)
 
     async def rotate(self, name: str) -> Row:
         """Give an admin a new token; the old one, and its sessions, end at once."""
@@ -196,6 +212,7 @@ class AdminBook:
         before = await find_admin(connection, name, lock=True)
         await self._end_sessions(connection, before["id"])
         await update(connection, "admins", before["id"], values)
+        await self._check_left(connection, before)
         after = await find_admin(connection, before["id"])
         await self._write(connection, action, before, after)
         return after
@@ -212,8 +229,19 @@ class AdminBook:
         row = await find_admin(connection, name, lock=True)
         await self._end_sessions(connection, row["id"])
         await connection.execute("DELETE FROM gateway.admins WHERE id = $1", row["id"])
+        await self._check_left(connection, row)
         await self._write(connection, "admin.delete", row, None)
         return row
+
+    async def _check_left(self, connection: Connection, before: Row) -> None:
+        """Raise Refused where nobody is left; two who go at once wait for each other."""
+        if not self._keep_last or before["role"] != Role.ADMIN or before["state"] != "active":
+            return
+        await connection.execute("SELECT pg_advisory_xact_lock(hashtext('gateway.admins'))")
+        if not await connection.fetchval(_LEFT):
+            raise Refused(
+                "this is the last active admin; make another first, or use the command line"
+            )
 
     async def _end_sessions(self, connection: Connection, admin_id: str) -> None:
         await connection.execute(

@@ -12,11 +12,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trio_gateway.core.officers import Officer, Role, sha256_hex
+from trio_gateway.services.account_rows import NotFound, storable, write_event
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from trio_gateway.clients.postgres import Postgres
+    from trio_gateway.clients.postgres import Connection, Postgres
 
 LONGEST = timedelta(hours=8)
 MOST = 50  # sessions of one credential; the oldest end
@@ -132,6 +133,10 @@ class Sessions:
         """End one session."""
         await self._postgres.fetch("DELETE FROM gateway.admin_sessions WHERE id = $1", session_id)
 
+    async def revoke(self, session_id: str, actor: str) -> dict[str, Any]:
+        """End somebody's session, on record, and return what it was; raises NotFound."""
+        return await self._postgres.transact(_revoke, session_id, actor)
+
     async def end_all(self, credential: str, sparing: Role | None = None) -> None:
         """End every session of a credential, but those with this role."""
         await self._postgres.fetch(
@@ -139,3 +144,14 @@ class Sessions:
             credential,
             sparing,
         )
+
+
+async def _revoke(connection: Connection, session_id: str, actor: str) -> dict[str, Any]:
+    row = await connection.fetchrow(
+        "DELETE FROM gateway.admin_sessions WHERE id = $1 RETURNING name, role, client, created_at",
+        storable(session_id),
+    )
+    if row is None:
+        raise NotFound("there is no such session")
+    await write_event(connection, (actor, "session.end", row["name"]), dict(row), None)
+    return dict(row)

@@ -22,7 +22,7 @@ from trio_gateway.core.errors import (
     StoreUnavailable,
     Unauthenticated,
 )
-from trio_gateway.services.account_rows import write_event
+from trio_gateway.services.account_rows import start_of, write_event
 from trio_gateway.services.batches.rows import COLUMNS, batch
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ ORDER BY ordinal DESC LIMIT $3
 _ALL = f"""
 SELECT {COLUMNS} FROM gateway.batches
 WHERE ($1::text IS NULL OR tenant_id = $1) AND ($2::text IS NULL OR status = $2)
+    AND ordinal < $4
 ORDER BY ordinal DESC LIMIT $3
 """  # noqa: S608 - constants alone
 _CANCEL = f"""
@@ -128,10 +129,17 @@ class BatchBook:
         return await self._postgres.run(_cancel, batch_id, tenant_id)
 
     async def all(
-        self, tenant_id: str | None = None, status: Status | None = None, limit: int = 100
+        self,
+        tenant_id: str | None = None,
+        status: Status | None = None,
+        limit: int = 100,
+        before: str | None = None,
     ) -> list[Batch]:
-        """Return batches of every tenant, or of one, newest first; for the operator."""
-        return [batch(row) for row in await self._postgres.fetch(_ALL, tenant_id, status, limit)]
+        """Return batches of every tenant, or of one, newest first; for the operator.
+
+        `before` is the id that the last page ended with; raises Refused where it is none.
+        """
+        return await self._postgres.run(_all, tenant_id, status, limit, before)
 
     async def find_any(self, batch_id: str) -> Batch:
         """As `find`, whoever's it is; for the operator."""
@@ -172,6 +180,17 @@ class BatchBook:
         if await connection.fetchval(_COUNT, tenant_id, self._most_open + 1) > self._most_open:
             raise _too_many(self._most_open)
         return batch(row), False
+
+
+async def _all(
+    connection: Connection,
+    tenant_id: str | None,
+    status: Status | None,
+    limit: int,
+    before: str | None,
+) -> list[Batch]:
+    start = await start_of(connection, "batches", before)
+    return [batch(row) for row in await connection.fetch(_ALL, tenant_id, status, limit, start)]
 
 
 async def _earlier(connection: Connection, tenant_id: str, wanted: Wanted, mark: bytes) -> Batch:

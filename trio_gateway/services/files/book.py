@@ -8,6 +8,7 @@ from trio_gateway.services.account_rows import (
     NotFound,
     find_tenant,
     printable,
+    start_of,
     storable,
     write_event,
 )
@@ -25,7 +26,7 @@ WHERE {VISIBLE}
 """  # noqa: S608 - constants alone
 _LIST = _SELECT + (
     " AND ($1::text IS NULL OR f.tenant_id = $1) AND ($2::text IS NULL OR f.purpose = $2)"
-    " ORDER BY f.ordinal DESC LIMIT $3"
+    " AND f.ordinal < $4 ORDER BY f.ordinal DESC LIMIT $3"
 )
 _BY_ID = _SELECT + " AND f.id = $1"
 
@@ -42,10 +43,17 @@ class FileBook:
         self._actor = actor
 
     async def listing(
-        self, tenant: str | None = None, purpose: str | None = None, limit: int = 100
+        self,
+        tenant: str | None = None,
+        purpose: str | None = None,
+        limit: int = 100,
+        before: str | None = None,
     ) -> list[Row]:
-        """Return files, newest first, of one tenant or of all."""
-        return await self._postgres.run(_list, tenant, purpose, limit)
+        """Return files, newest first, of one tenant or of all.
+
+        `before` is the id that the last page ended with; raises Refused where it is none.
+        """
+        return await self._postgres.run(_list, tenant, purpose, limit, before)
 
     async def show(self, file_id: str) -> Row:
         """Return one file."""
@@ -74,11 +82,16 @@ class FileBook:
 
 
 async def _list(
-    connection: Connection, tenant: str | None, purpose: str | None, limit: int
+    connection: Connection,
+    tenant: str | None,
+    purpose: str | None,
+    limit: int,
+    before: str | None,
 ) -> list[Row]:
     owner = None if tenant is None else (await find_tenant(connection, tenant))["id"]
     wanted = None if purpose is None else storable(purpose)
-    return [dict(row) for row in await connection.fetch(_LIST, owner, wanted, limit)]
+    start = await start_of(connection, "files", before)
+    return [dict(row) for row in await connection.fetch(_LIST, owner, wanted, limit, start)]
 
 
 async def _find(connection: Connection, file_id: str, *, lock: bool = False) -> dict[str, Any]:

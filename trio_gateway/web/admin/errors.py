@@ -9,6 +9,7 @@ from werkzeug.exceptions import HTTPException
 from trio_gateway.clients.postgres import NotMigrated
 from trio_gateway.core.errors import (
     CallTooLarge,
+    Conflict,
     GatewayError,
     InvalidCall,
     MethodNotAllowed,
@@ -16,7 +17,7 @@ from trio_gateway.core.errors import (
     StoreUnavailable,
 )
 from trio_gateway.services.account_rows import NotFound as NoSuchRow
-from trio_gateway.services.account_rows import Refused
+from trio_gateway.services.account_rows import Refused, Taken
 from trio_gateway.web.replies import error_reply
 
 log = structlog.get_logger()
@@ -31,6 +32,8 @@ def as_gateway_error(error: Exception) -> GatewayError:
         return error
     if isinstance(error, NoSuchRow):
         return NotFound(error.message)
+    if isinstance(error, Taken):
+        return Conflict(error.message, param=error.param, code="already_exists")
     if isinstance(error, Refused):
         return InvalidCall(error.message, param=error.param)
     if isinstance(error, NotMigrated):

@@ -51,7 +51,12 @@ class Office:
     def books(self, officer: Officer) -> Books:
         """Return the books in which what this officer changes is recorded under their name."""
         return books_of(
-            self.postgres, self.installation_secret, f"admin:{officer.name}", self.hashing
+            self.postgres,
+            self.installation_secret,
+            f"admin:{officer.name}",
+            hashing=self.hashing,
+            webhook_hosts=self.settings.webhook_hosts,
+            keep_last_admin=not self.settings.admin_token,
         )
 
 
