@@ -1,0 +1,66 @@
+"""Error pages: what went wrong, in the dashboard's own shell."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from quart import Response, render_template
+
+from trio_gateway.clients.postgres import NotMigrated
+from trio_gateway.core.errors import GatewayError, MethodNotAllowed, StoreUnavailable
+from trio_gateway.web.admin.dashboard.desk import POLICY
+from trio_gateway.web.admin.dashboard.shell import HTML, surroundings
+from trio_gateway.web.admin.errors import as_gateway_error
+from trio_gateway.web.admin.guard import HostRefused
+from trio_gateway.web.admin.office import office
+from trio_gateway.web.replies import BUSY_RETRY
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+TITLES: Mapping[int, str] = {
+    400: "That cannot be done",
+    403: "Not allowed",
+    404: "Nothing here",
+    405: "Not that way",
+    409: "Too late",
+    413: "Too large",
+    421: "Not this host",
+    429: "Too many",
+    503: "Not available just now",
+}
+
+
+async def failure_page(error: Exception) -> Response:
+    """Render an error for a browser."""
+    shown = as_gateway_error(error)
+    text = await render_template(
+        "error.html",
+        **surroundings(),
+        title=TITLES.get(shown.status, "Something went wrong"),
+        status=shown.status,
+        message=_said(error, shown),
+        shell=not isinstance(error, HostRefused),
+        signed_out=shown.code == "signed_out",
+    )
+    response = Response(text, shown.status, content_type=HTML)
+    response.headers["content-security-policy"] = POLICY
+    if shown.status == 503:
+        response.headers["retry-after"] = str(math.ceil(shown.retry_after or BUSY_RETRY))
+    if isinstance(shown, MethodNotAllowed):
+        response.headers["allow"] = shown.allow
+    return response
+
+
+def _said(error: Exception, shown: GatewayError) -> str:
+    if isinstance(error, StoreUnavailable):
+        away = "PostgreSQL" if office().redis.connected else "Redis"
+        return f"{away} cannot be reached. The page comes back when it does."
+    if isinstance(error, NotMigrated):
+        return "The database is not at this release. Run trio-gateway migrate."
+    text = shown.message
+    text = text[:1].upper() + text[1:]
+    if shown.param and shown.param != "id":
+        text = f"{shown.param.replace('_', ' ').capitalize()}: {shown.message}"
+    return text if text.endswith((".", "?", "!")) else f"{text}."

@@ -1,0 +1,143 @@
+"""Keys: make, show once, change, rotate, disable, revoke."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from quart import Blueprint, Response, request
+
+from trio_gateway.core.officers import Role
+from trio_gateway.services.account_rows import Refused
+from trio_gateway.services.catalog import discovered
+from trio_gateway.web.admin.dashboard.forms import OVERLAPS, Fields, fields
+from trio_gateway.web.admin.dashboard.shell import books, done, page
+from trio_gateway.web.admin.dashboard.together import REDIS, together
+from trio_gateway.web.admin.guard import require
+from trio_gateway.web.admin.office import office
+
+if TYPE_CHECKING:
+    from trio_gateway.services.account_rows import Row
+
+ACTS = 10  # of the latest, on a key's page
+
+blueprint = Blueprint("keys", __name__)
+
+
+@blueprint.route("/tenants/<tenant_id>/keys/new", methods=["GET", "POST"])
+async def create(tenant_id: str) -> Response:
+    """Ask for a key, or make it and show it, this once."""
+    require(Role.ADMIN)
+    tenant = await books().accounts.show(tenant_id)
+    if request.method == "GET":
+        return await _form(tenant, None, {"budget_period": "month"})
+    form = await fields()
+    try:
+        row = await books().keyring.issue(tenant["id"], _values(form))
+    except Refused as error:
+        return await _form(tenant, None, form.written, error)
+    return await _once(row, "The key is made")
+
+
+@blueprint.get("/keys/<key_id>")
+async def show(key_id: str) -> Response:
+    """Show a key; never the key itself."""
+    row = await books().keyring.show(key_id)
+    tenant = await books().accounts.show(row["tenant_id"])
+    acts = await books().reports.acts(None, ACTS, None, row["id"])
+    return await page("key.html", key=row, tenant=tenant, acts=acts, overlaps=OVERLAPS)
+
+
+@blueprint.route("/keys/<key_id>/edit", methods=["GET", "POST"])
+async def edit(key_id: str) -> Response:
+    """Show what may be changed, or change it."""
+    require(Role.ADMIN)
+    row = await books().keyring.show(key_id)
+    tenant = await books().accounts.show(row["tenant_id"])
+    if request.method == "GET":
+        return await _form(tenant, row, row)
+    form = await fields()
+    try:
+        await books().keyring.update(row["id"], _values(form))
+    except Refused as error:
+        return await _form(tenant, row, form.written, error)
+    return done("key.update", f"/keys/{row['id']}")
+
+
+@blueprint.post("/keys/<key_id>/rotate")
+async def rotate(key_id: str) -> Response:
+    """Give the key a new secret and show it, this once."""
+    row = await books().keyring.rotate(key_id, (await fields()).overlap())
+    return await _once(row, "The key has a new secret")
+
+
+@blueprint.post("/keys/<key_id>/revoke")
+async def revoke(key_id: str) -> Response:
+    """End the key for good."""
+    row = await books().keyring.revoke(key_id, reason=(await fields()).text("reason"))
+    return done("key.revoke", f"/keys/{row['id']}")
+
+
+@blueprint.post("/keys/<key_id>/<any(disable,enable):act>")
+async def switch(key_id: str, act: str) -> Response:
+    """Refuse the key for now, or take it again."""
+    row = await getattr(books().keyring, act)(key_id)
+    return done(f"key.{act}", f"/keys/{row['id']}")
+
+
+@blueprint.post("/keys/<key_id>/extend")
+async def extend(key_id: str) -> Response:
+    """Add tokens to the key's budget until an instant."""
+    tokens, until = (await fields()).extension()
+    row = await books().keyring.extend(key_id, tokens, until)
+    return done("key.extend", f"/keys/{row['id']}")
+
+
+@blueprint.post("/keys/<key_id>/end-extension")
+async def end_extension(key_id: str) -> Response:
+    """End such an increase now."""
+    row = await books().keyring.end_extension(key_id)
+    return done("key.end_extension", f"/keys/{row['id']}")
+
+
+def _values(form: Fields) -> dict[str, Any]:
+    return {
+        **form.limits(),
+        "name": form.text("name"),
+        "models": form.models() if form.wanted("narrow") else None,
+        "expires_at": form.instant("expires_at"),
+    }
+
+
+async def _once(row: Row, title: str) -> Response:
+    return await page(
+        "secret.html",
+        title=title,
+        secret=row["key"],
+        what="key",
+        back=f"/keys/{row['id']}",
+        section="/tenants",
+        until=row["previous_expires_at"],
+    )
+
+
+async def _form(
+    tenant: Row, row: Row | None, values: Any, error: Refused | None = None
+) -> Response:
+    allowed = set(tenant["models"])
+    if tenant["all_models"]:
+        found, _ = await together(models=(REDIS, partial(discovered, office().redis)))
+        allowed = set(found["models"] or ())
+    ticked = set(values.get("models") or ())
+    return await page(
+        "key_form.html",
+        400 if error else 200,
+        tenant=tenant,
+        key=row,
+        values=values,
+        narrowed=bool(values.get("narrow"))
+        or bool(row and row["models"] is not None and not error),
+        ticked=ticked,
+        known=sorted(ticked | allowed),
+        error=error,
+    )

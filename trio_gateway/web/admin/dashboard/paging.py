@@ -1,0 +1,34 @@
+"""Pages of long lists, and what the address asks for."""
+
+from __future__ import annotations
+
+import re
+
+from quart import request
+
+from trio_gateway.services.account_rows import Refused
+
+PAGE = 50  # rows
+MOST = 200  # characters of an argument
+_NUMBER = re.compile(r"[0-9]{1,18}")
+
+
+def argument(name: str) -> str:
+    """Return an argument of the address, empty where there is none."""
+    return request.args.get(name, "").strip()[:MOST]
+
+
+def number_in(name: str) -> int | None:
+    """Return a number from the address. Raises Refused."""
+    text = argument(name)
+    if text and not _NUMBER.fullmatch(text):
+        raise Refused("must be a number", name)
+    return int(text) if text else None
+
+
+def one_of(name: str, options: tuple[str, ...], usual: str | None = None) -> str:
+    """Return what the address chooses, the usual or first option if nothing. Raises Refused."""
+    text = argument(name) or usual or options[0]
+    if text not in options:
+        raise Refused(f"must be one of {', '.join(filter(None, options))}", name)
+    return text
