@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
+
+import trio
 
 from trio_gateway.cli.finding import Finding, fail, ok, warn
 from trio_gateway.clients.blobs import BadBlobUrl, BlobMissing, open_blobs
@@ -20,9 +23,17 @@ if TYPE_CHECKING:
 SHARE = "Set TRIO_GATEWAY_BLOB_URL, here and on every machine, to one store that all can reach."
 
 
-async def check_blobs(postgres: Postgres, addresses: Addresses) -> Finding:
+async def check_blobs(postgres: Postgres, addresses: Addresses) -> list[Finding]:
     """Return what was found; nothing is written to the store, nor to the database."""
-    marker, folder = await find_marker(postgres), addresses.blob_folder
+    marker = await find_marker(postgres)
+    # The store's own calls cannot be cancelled, and wait for minutes: a thread with a loop of
+    # its own can be left to itself.
+    look = partial(trio.run, _look, addresses, marker)
+    return [await trio.to_thread.run_sync(look, abandon_on_cancel=True)]
+
+
+async def _look(addresses: Addresses, marker: str | None) -> Finding:
+    folder = addresses.blob_folder
     where = "in the bucket" if folder is None else f"in {folder}"
     if folder is not None and not folder.is_dir():
         # opening the store would make it

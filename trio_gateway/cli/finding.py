@@ -1,4 +1,4 @@
-"""What the doctor says about one thing."""
+"""What the doctor says about one thing, and how such sentences are grouped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """`state` is `fail` for what stops calls; `advice` is empty where nothing is to be done."""
+    """`state` is `fail` for what stops calls; `advice` is empty where there is none to give."""
 
     check: str
     state: Literal["ok", "warn", "fail"]
@@ -16,9 +16,17 @@ class Finding:
     advice: str = ""
 
 
-def ok(check: str, detail: str) -> Finding:
-    """Return a finding that asks for nothing."""
-    return Finding(check, "ok", detail)
+@dataclass(frozen=True)
+class Section:
+    """Findings about one part of an installation, in the order in which they are read."""
+
+    title: str
+    findings: tuple[Finding, ...]
+
+
+def ok(check: str, detail: str, advice: str = "") -> Finding:
+    """Return a finding that asks for nothing; `advice` is for what cannot be seen from here."""
+    return Finding(check, "ok", detail, advice)
 
 
 def warn(check: str, detail: str, advice: str) -> Finding:
@@ -32,7 +40,7 @@ def fail(check: str, detail: str, advice: str) -> Finding:
 
 
 def clock(check: str, skew: float) -> Finding:
-    """Judge by how many seconds a store's clock is ahead of this machine's."""
+    """Judge by how many seconds another clock is ahead of this machine's."""
     detail = f"{abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} this machine"
     if abs(skew) < 1:
         return ok(check, "agrees with this machine's")
