@@ -48,7 +48,7 @@ class IdTokens:
         """Return a token's claims. Raises UnknownKey or TokenRefused."""
         header = _header(token)
         algorithm = header.get("alg")
-        if algorithm not in ALGORITHMS:
+        if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
             raise TokenRefused("is not signed by an algorithm that is accepted here")
         key = _find(keys, header.get("kid"), algorithm)
         registry = JWSRegistry(algorithms=[algorithm], strict_check_header=False)

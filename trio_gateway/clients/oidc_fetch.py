@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import aclosing, contextmanager
+from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 import orjson
@@ -13,7 +13,7 @@ from trio_gateway.clients.transport import LeanTransport
 from trio_gateway.core.openid import CodeRefused, ProviderUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import AsyncGenerator, Iterator, Mapping
 
 LIMIT = 10.0  # seconds for one request, all of it
 BODY_LIMIT = 256 * 1024  # bytes of any answer
@@ -69,11 +69,12 @@ class Fetcher:
 
 async def _body(response: httpx.Response) -> bytes:
     pieces, size = [], 0
-    async for piece in response.aiter_raw():
-        size += len(piece)
-        if size > BODY_LIMIT:
-            raise ProviderUnavailable("gave an answer that is too long")
-        pieces.append(piece)
+    async with aclosing(cast("AsyncGenerator[bytes]", response.aiter_raw())) as body:
+        async for piece in body:
+            size += len(piece)
+            if size > BODY_LIMIT:
+                raise ProviderUnavailable("gave an answer that is too long")
+            pieces.append(piece)
     return b"".join(pieces)
 
 
