@@ -96,11 +96,12 @@ def _is_ours(pid: int) -> bool:
 
 
 def _process(pid: int) -> Process | None:
+    found, files = None, 0
     with suppress(OSError):
         found = _LIMIT.search(Path(f"/proc/{pid}/limits").read_text(encoding="ascii"))
+    with suppress(OSError):  # another user's process tells its limits alone
         files = len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - names alone are counted
-        return Process(pid, int(found.group(1)), files) if found else None
-    return None
+    return Process(pid, int(found.group(1)), files) if found else None
 
 
 def _listeners(pid: int) -> set[str]:
