@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 # Earlier releases kept the digest of the admin token here; it goes into the database.
 TOKEN_FILE = "admin-token.sha256"  # noqa: S105 - a file's name
 SECRETS = ("database_url", "redis_url", "ollama_base_url", "blob_url")
-ADMIN_SECRETS = ("admin_token", "metrics_token", "oidc_client_secret")
+# The issuer goes with its secret, without which it would be half a setting.
+ADMIN_SECRETS = ("admin_token", "metrics_token", "oidc_issuer", "oidc_client_secret")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,9 +34,10 @@ from tests.integration.openid_provider import (
     serving,
     unsigned,
 )
-from trio_gateway import admin_asgi
+from trio_gateway import admin_asgi, settings
 from trio_gateway.core.officers import Role, sha256_hex
 from trio_gateway.gateway import CannotStart
+from trio_gateway.installation import admin_environ, worker_environ
 from trio_gateway.office import open_office
 from trio_gateway.services import attempts
 
@@ -135,7 +136,7 @@ class Desk:
 async def open_desk(world: Any, provider: Provider, **overrides: Any) -> AsyncIterator[Desk]:
     listener = bound()
     base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    settings = world.gateway.settings.model_copy(
+    loaded = world.gateway.settings.model_copy(
         update={
             "admin_public_url": base_url,
             "oidc_issuer": provider.issuer,
@@ -146,7 +147,7 @@ async def open_desk(world: Any, provider: Provider, **overrides: Any) -> AsyncIt
             **overrides,
         }
     )
-    app = admin_asgi.build(lambda: settings)
+    app = admin_asgi.build(lambda: loaded)
     async with serving(app, listener):
         yield Desk(base_url, app, provider, world)
 
@@ -689,10 +690,38 @@ async def test_without_the_extra_the_start_says_so(
     """A provider is configured, but what proves its tokens is not installed: no start."""
     monkeypatch.setitem(sys.modules, "joserfc", None)
     monkeypatch.delitem(sys.modules, "trio_gateway.clients.id_tokens", raising=False)
-    settings = world.gateway.settings.model_copy(update={"oidc_issuer": provider.issuer})
+    loaded = world.gateway.settings.model_copy(update={"oidc_issuer": provider.issuer})
     with pytest.raises(CannotStart, match=r"trio-gateway\[oidc\]"):
-        async with open_office(settings):
+        async with open_office(loaded):
             pass
+
+
+def test_workers_start_without_what_the_login_wants(monkeypatch: pytest.MonkeyPatch):
+    """The client secret goes to the admin listener alone, and the workers' settings are whole."""
+    values = {
+        "ADMIN_PUBLIC_URL": "https://admin.example",
+        "OIDC_ISSUER": "https://sso.example/",
+        "OIDC_CLIENT_ID": CLIENT_ID,
+        "OIDC_CLIENT_SECRET": CLIENT_SECRET,
+        "OIDC_ADMINS": "gateway-admins",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(f"TRIO_GATEWAY_{name}", value)
+    given = settings.load()
+    assert given.oidc_issuer == "https://sso.example/"
+    worker = worker_environ(given)
+    assert settings.load(worker).oidc_issuer == ""
+    assert CLIENT_SECRET not in str(worker)
+    assert settings.load(admin_environ(given)).oidc_client_secret == CLIENT_SECRET
+
+
+@pytest.mark.parametrize(
+    "issuer", ["http://sso.example", "https://sso.example/?x=1", "https://a@sso.example", "sso"]
+)
+def test_an_issuer_is_https_or_on_this_machine(issuer: str):
+    """An issuer to which a token could be forged on the way stops the start."""
+    with pytest.raises(settings.BadSettings, match="OIDC_ISSUER"):
+        settings.load({}, oidc_issuer=issuer)
 
 
 async def test_the_first_page_after_the_login_is_signed_in_in_a_real_browser(desk: Desk):
