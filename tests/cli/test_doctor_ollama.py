@@ -26,9 +26,16 @@ def test_an_old_ollama_is_one_warning_that_lists_what_applies(cli, backend):
         finding = found_by(cli)["ollama"]
         text = cli("doctor").out
     assert finding["state"] == "warn"
-    for words in ("CVE-2026-7482", "(mended in 0.17.1)", "tool calls have no ids", "logprobs"):
+    for words in (
+        "CVE-2025-51471",
+        "CVE-2026-7482",
+        "(mended in 0.17.1)",
+        "tool calls have no ids",
+        "logprobs",
+    ):
         assert words in finding["detail"]
-    assert "0.30.1" not in finding["detail"]
+    for words in ("CVE-2024-45436", "0.30.1"):
+        assert words not in finding["detail"]
     assert finding["advice"] == "Upgrade to 0.32.15 or later."
     assert f"  warn  {finding['check']}: version 0.12.4: " in text
 

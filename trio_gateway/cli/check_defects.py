@@ -24,11 +24,16 @@ class Defect:
 
 
 KNOWN = (
+    Defect((0, 1, 47), "CVE-2024-45436: a model that it pulls may write files anywhere"),
     Defect(
         (0, 12, 5), "models that think do so only when asked, so answers differ between backends"
     ),
     Defect((0, 12, 10), "tool calls have no ids"),
     Defect((0, 12, 11), "logprobs are not given"),
+    Defect(
+        (0, 14, 3),
+        "CVE-2025-51471: a registry that it pulls from can have its token sent elsewhere",
+    ),
     Defect(
         (0, 17, 1),
         "CVE-2026-7482: whoever reaches its port can read its memory by create and push",
