@@ -88,3 +88,38 @@ async def open_admin(world: World, **overrides: Any) -> AsyncIterator[AdminWorld
                     await client.aclose()
                     app.begin_drain()
                     stop.set()
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of the API, as its own description has it."""
+
+    method: str
+    path: str  # below /admin/v1, with its parameters in braces
+    document: dict[str, Any]
+
+    def at(self, **names: str) -> str:
+        """Return the path of one thing; what is not named is called `x`."""
+        path = self.path
+        for parameter in self.document["parameters"]:
+            if parameter["in"] == "path":
+                name = parameter["name"]
+                path = path.replace(f"{{{name}}}", names.get(name, "x"))
+        return path
+
+    @property
+    def body(self) -> dict[str, Any] | None:
+        """The schema of its body."""
+        if "requestBody" not in self.document:
+            return None
+        found: dict[str, Any] = self.document["requestBody"]["content"]["application/json"]
+        return dict(found["schema"])
+
+
+def operations(app: Any) -> list[Operation]:
+    """Return every operation that the application describes."""
+    return [
+        Operation(method.upper(), path.removeprefix("/admin/v1"), document)
+        for path, methods in app.extensions["trio_gateway_openapi"]["paths"].items()
+        for method, document in methods.items()
+    ]

@@ -8,6 +8,7 @@ from werkzeug.exceptions import HTTPException
 
 from trio_gateway.clients.postgres import NotMigrated
 from trio_gateway.core.errors import (
+    BodyTimeout,
     CallTooLarge,
     Conflict,
     GatewayError,
@@ -54,6 +55,8 @@ def error_response(error: Exception) -> Response:
 def _of_http(error: HTTPException) -> GatewayError:
     if error.code == 413:
         return CallTooLarge()
+    if error.code == 408:
+        return BodyTimeout()
     if error.code == 405:
         allowed = getattr(error, "valid_methods", None) or ()
         return MethodNotAllowed(", ".join(sorted(allowed)))

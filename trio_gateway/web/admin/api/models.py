@@ -1,6 +1,5 @@
 """/admin/v1/models: what was discovered, and what the operator decides for each model."""
 
-import re
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any
@@ -20,10 +19,7 @@ _UNSET = {"blocked": False, "milli_weight": 1000, "num_ctx": None, "digest": Non
 
 
 def _digest(text: str) -> str:
-    digits = re.fullmatch(r"(?:sha256:)?([0-9a-f]{64})", text.lower())
-    if digits is None:
-        raise ValueError("must be 64 hexadecimal digits")
-    return digits.group(1)
+    return text.lower().removeprefix("sha256:")
 
 
 def _thousandths(weight: float) -> float:
@@ -38,7 +34,12 @@ class ModelChange(Change):
     blocked: bool = False
     weight: Annotated[float, Field(ge=0, le=1000), AfterValidator(_thousandths)] = 1.0
     num_ctx: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
-    digest: Annotated[str, Field(max_length=80), AfterValidator(_digest)] | None = None
+    digest: (
+        Annotated[
+            str, Field(pattern=r"^([sS][hH][aA]256:)?[0-9a-fA-F]{64}$"), AfterValidator(_digest)
+        ]
+        | None
+    ) = None
 
     def columns(self) -> dict[str, Any]:
         """Return what was named as columns, the weight in thousandths."""
