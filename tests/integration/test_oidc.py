@@ -435,8 +435,8 @@ async def test_the_session_is_there_on_the_first_page(desk: Desk):
     browser = desk.browser()
     answer = await desk.sign_in(browser, **ANN)
     assert answer.status_code == 200
-    assert '<meta http-equiv="refresh" content="0;url=/">' in answer.text
-    assert '<a href="/">' in answer.text
+    assert answer.headers["refresh"] == "0;url=/"
+    assert 'href="/">Go on to the dashboard' in answer.text
     assert await desk.session(browser)
 
 
@@ -459,7 +459,7 @@ async def test_the_providers_errors_are_told_in_our_words(desk: Desk, error: str
     url = f"{desk.base_url}/login/oidc/callback?{httpx.QueryParams(query)}"
     answer = await browser.get(url, cross=True)
     assert answer.status_code == status
-    for word in ("their words", "script", error):
+    for word in ("their words", "alert(1)", error):
         assert word not in answer.text
     assert "The provider says" in answer.text
     assert answer.headers["content-security-policy"].startswith("default-src 'none'")

@@ -25,7 +25,8 @@ from trio_gateway.core.openid import (
 from trio_gateway.services.account_rows import write_event
 from trio_gateway.services.attempts import LIFE
 from trio_gateway.web.admin.cookies import over_https, set_session
-from trio_gateway.web.admin.errors import as_gateway_error
+from trio_gateway.web.admin.dashboard.desk import POLICY
+from trio_gateway.web.admin.dashboard.shell import HTML, surroundings
 from trio_gateway.web.admin.guard import client
 from trio_gateway.web.admin.office import office
 
@@ -49,10 +50,6 @@ CODE = "The provider does not honor this login. Begin again."
 NO_ROLE = (
     "You are known to the provider, but nothing it says about you gives you a role here. Ask"
     " whoever runs this gateway: the settings OIDC_CLAIM, OIDC_ADMINS and OIDC_VIEWERS decide."
-)
-POLICY = (
-    "default-src 'none'; style-src 'self'; img-src 'self' data:; base-uri 'none';"
-    " form-action 'none'; frame-ancestors 'none'"
 )
 
 blueprint = Blueprint("oidc", __name__, template_folder="templates")
@@ -111,17 +108,9 @@ async def finish() -> Response:
 
 @blueprint.after_request
 async def secure(response: Response) -> Response:
-    """Let the page load our own style and nothing else."""
+    """Let the pages load what the dashboard's do."""
     response.headers["content-security-policy"] = POLICY
     return response
-
-
-@blueprint.errorhandler(Exception)
-async def fail(error: Exception) -> Response:
-    """Show every other error as a page, too."""
-    shown = as_gateway_error(error)
-    retry_after = RETRY_AFTER if shown.status == 503 else None
-    return await _page(shown.status, shown.message, retry_after=retry_after)
 
 
 async def _prove(here: OidcOffice) -> Officer:
@@ -157,6 +146,7 @@ async def _welcome(officer: Officer, address: str | None) -> Response:
     await office().postgres.transact(write_event, act, None, after)
     log.info("login", name=officer.name, client=address)
     response = await _page(200, None)
+    response.headers["refresh"] = "0;url=/"
     set_session(response, secret, secure=over_https(request))
     return response
 
@@ -187,8 +177,8 @@ async def _unavailable(error: ProviderUnavailable) -> Response:
 
 
 async def _page(status: int, sentence: str | None, retry_after: int | None = None) -> Response:
-    text = await render_template("oidc.html", sentence=sentence)
-    response = Response(text, status, content_type="text/html; charset=utf-8")
+    text = await render_template("oidc.html", **surroundings(), sentence=sentence)
+    response = Response(text, status, content_type=HTML)
     if retry_after is not None:
         response.headers["retry-after"] = str(retry_after)
     return response
