@@ -150,7 +150,9 @@ def hypercorn(
     """Run an ASGI application in one hypercorn process."""
     port = free_port()
     command = [sys.executable, "-m", "hypercorn", "--worker-class", "trio", "-w", "0"]
-    command += ["--bind", f"127.0.0.1:{port}", "--log-level", "WARNING", application]
+    # connections rest longer than any bench leaves one idle
+    command += ["--keep-alive", "75", "--bind", f"127.0.0.1:{port}"]
+    command += ["--log-level", "WARNING", application]
     with process(command, env) as child:
         wait_for(port, ready)
         yield Target(name, port, child.pid)
