@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import structlog
 from quart import Response, request
 
+from trio_gateway.clients.postgres import NotMigrated
 from trio_gateway.core.errors import GatewayError, InvalidCall
 
 if TYPE_CHECKING:
@@ -73,9 +74,9 @@ async def _written(
     try:
         async for page in pages:
             yield b"".join(encode(shape, names, row) for row in page)
-    except GatewayError as error:
+    except (GatewayError, NotMigrated) as error:
         # The status is gone: the connection breaks off, so that nobody takes a part for all.
-        log.warning("export_broke", error=error.code)
+        log.warning("export_broke", error=type(error).__name__)
         raise
 
 
