@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Any
 from quart import Response, request
 from quart_trio import QuartTrio
 
-from trio_gateway.web.admin import oidc, status
+from trio_gateway.web.admin import metrics, oidc, status
+from trio_gateway.web.admin.api.routes import register_api
+from trio_gateway.web.admin.dashboard.dashboard import add_dashboard
+from trio_gateway.web.admin.dashboard.failures import failure_page
 from trio_gateway.web.admin.errors import error_response
-from trio_gateway.web.admin.guard import guard
+from trio_gateway.web.admin.guard import for_machines, guard
+from trio_gateway.web.admin.intake import AdminRequest, take_in
 
 if TYPE_CHECKING:
     from trio_gateway.web.admin.office import Office
@@ -29,6 +33,7 @@ HEADERS = {
 class AdminApp(QuartTrio):
     """A Quart-Trio application; `office` is set by whoever starts it."""
 
+    request_class = AdminRequest
     office: Office
 
     def begin_drain(self) -> None:
@@ -46,14 +51,19 @@ def create_admin() -> AdminApp:
     app.config["RESPONSE_TIMEOUT"] = None  # live numbers are a stream; all else is bounded itself
     app.before_request(guard)
     app.register_blueprint(status.blueprint)
+    register_api(app)
+    app.register_blueprint(metrics.blueprint)
     app.register_blueprint(oidc.blueprint)
+    add_dashboard(app)
     app.register_error_handler(Exception, _render)
     app.after_request(_secure)
     return app
 
 
 async def _render(error: Exception) -> Response:
-    return error_response(error)
+    if for_machines(request.path):
+        return error_response(error)
+    return await failure_page(error)
 
 
 async def _secure(response: Response) -> Response:
@@ -61,4 +71,6 @@ async def _secure(response: Response) -> Response:
         response.headers.setdefault(name, value)
     if request.scheme == "https":
         response.headers["strict-transport-security"] = "max-age=31536000"
+    if not await take_in():
+        response.headers["connection"] = "close"
     return response

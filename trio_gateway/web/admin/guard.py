@@ -60,6 +60,11 @@ async def guard() -> None:
         require(Role.VIEWER if request.method in READING else Role.ADMIN)
 
 
+def for_machines(path: str) -> bool:
+    """Whether a path is the API's or the scrape's; browsers ask for the others."""
+    return path in {API.rstrip("/"), METRICS} or path.startswith(API)
+
+
 def officer() -> Officer:
     """Return who asks."""
     return cast("Officer", g.officer)

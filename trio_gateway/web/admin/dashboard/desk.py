@@ -82,6 +82,8 @@ async def admit() -> Response | None:
 async def secure(response: Response) -> Response:
     """Let pages load what is ours and nothing else; static files may be kept."""
     response.headers["content-security-policy"] = POLICY
+    # With `no-referrer` browsers would send `Origin: null` with our own forms.
+    response.headers["referrer-policy"] = "same-origin"
     if request.endpoint == f"{NAME}.static" and response.status_code in {200, 304}:
         response.headers["cache-control"] = f"public, max-age={YEAR if 'v' in request.args else 0}"
     return response
@@ -109,10 +111,12 @@ def login_for(wanted: str) -> str:
 
 def _from_here() -> bool:
     """Whether the browser does not say that another site's page sent this."""
-    if request.headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
-        return False
+    site = request.headers.get("sec-fetch-site")
     origin = request.headers.get("origin")
-    if origin is None:
+    if site not in {None, "same-origin", "none"}:
+        return False
+    # A page that sends no referrer has no origin either, but may still be known to be ours.
+    if origin is None or (origin == "null" and site == "same-origin"):
         return True
     public = urlsplit(office().settings.admin_public_url)
     ours = {request.headers.get("host", "").lower(), public.netloc.lower()} - {""}

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from quart import Blueprint, Response
 
+from trio_gateway.services.ledger_pages import LedgerFilter, LedgerPages
 from trio_gateway.services.usage import Usage, last_days, last_hours
+from trio_gateway.web.admin.api.exports import STEP, export
+from trio_gateway.web.admin.api.ledger import LedgerRow
+from trio_gateway.web.admin.api.usage import UsageRow
 from trio_gateway.web.admin.dashboard import charts
 from trio_gateway.web.admin.dashboard.paging import argument, one_of
-from trio_gateway.web.admin.dashboard.sheets import sheet
 from trio_gateway.web.admin.dashboard.shell import books, page
 from trio_gateway.web.admin.office import office
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from datetime import datetime
+
     from trio_gateway.services.usage import By, Unit
 
 # What the address may ask for: a span, its unit, and how many of them.
@@ -76,23 +81,35 @@ async def show() -> Response:
 
 
 @blueprint.get("/usage.csv")
-async def export() -> Response:
-    """Send the same rows, one for each hour or day and name."""
+async def sums() -> Response:
+    """Send the same sums, a row for each hour or day and name."""
     asked = _asked()
     rows, _ = await _read(asked, MOST_SERIES)
-    columns = (asked.unit, asked.by, *SUMS)
-    lines = [
-        [_written(row["at"]), charts.REST if row["name"] is None else row["label"] or row["name"]]
-        + [row[name] for name in SUMS]
-        for row in rows
-    ]
-    name = f"usage-{asked.by}-{datetime.now(UTC):%Y%m%d}.csv"
-    return Response(
-        sheet(columns, lines),
-        200,
-        {"content-disposition": f'attachment; filename="{name}"'},
-        content_type="text/csv; charset=utf-8; header=present",
+
+    async def once() -> AsyncIterator[Sequence[Any]]:
+        yield rows
+
+    return await export(f"usage-by-{asked.by}-{asked.span}", UsageRow, "csv", once())
+
+
+@blueprint.get("/ledger.csv")
+async def calls() -> Response:
+    """Send every call of the span, the newest first."""
+    asked = _asked()
+    tenant = await books().accounts.show(asked.tenant) if asked.tenant else None
+    mine = LedgerFilter(
+        tenant_id=None if tenant is None else tenant["id"],
+        since=asked.bounds[0],
+        until=asked.bounds[1],
     )
+    return await export(f"ledger-{asked.span}", LedgerRow, "csv", _pages(mine))
+
+
+async def _pages(mine: LedgerFilter) -> AsyncIterator[Sequence[Any]]:
+    pages, before = LedgerPages(office().postgres), None
+    while rows := await pages.listing(mine, STEP, before):
+        yield rows
+        before = (rows[-1]["started_at"], rows[-1]["request_id"])
 
 
 def _asked() -> Asked:
@@ -131,7 +148,3 @@ def _summed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for name in SUMS:
             found[name] += row[name]
     return sorted(sums.values(), key=lambda row: (row["name"] is None, -row["charged_tokens"]))
-
-
-def _written(at: Any) -> str:
-    return f"{at.astimezone(UTC):%Y-%m-%dT%H:%MZ}" if isinstance(at, datetime) else at.isoformat()
