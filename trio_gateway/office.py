@@ -88,7 +88,12 @@ def _office(
         installation_secret=secret,
         hashing=hashing,
         admins=admins,
-        sessions=Sessions(postgres, admins, settings.admin_session_timeout),
+        sessions=Sessions(
+            postgres,
+            admins,
+            settings.admin_session_timeout,
+            outsiders=bool(settings.oidc_issuer),
+        ),
         logins=Logins(postgres),
         calls=Calls(redis, postgres),
         workers=WorkerBoard(redis),

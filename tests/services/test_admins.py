@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from trio_gateway.core.officers import Role, lookup_of
+from trio_gateway.core.officers import Officer, Role, lookup_of
 from trio_gateway.services.account_rows import NotFound, Refused
 from trio_gateway.services.admins import AdminBook, Admins
 from trio_gateway.services.logins import ACCOUNT_MOST, CLIENT_MOST, Logins
@@ -168,6 +168,14 @@ async def test_a_session_of_a_settings_token_ends_when_the_setting_changes(postg
     secret = await sessions.open(await first.prove(OWN), None)
     later = Admins(postgres, Secrets(), {"another token": ("operator", Role.ADMIN)})
     assert await Sessions(postgres, later, 1800).find(secret) is None
+
+
+async def test_a_session_of_a_provider_ends_where_none_is_set_any_more(postgres, admins):
+    """With OIDC switched off nobody is left inside by it."""
+    honoring = Sessions(postgres, admins, 1800, outsiders=True)
+    secret = await honoring.open(Officer("oidc:ann", Role.VIEWER, "oidc:1"), None)
+    assert (await honoring.find(secret)).officer.role is Role.VIEWER
+    assert await Sessions(postgres, admins, 1800).find(secret) is None
 
 
 async def test_logins_wait_after_failures_of_an_account_or_an_address(postgres):

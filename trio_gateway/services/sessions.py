@@ -71,8 +71,14 @@ class Session:
 class Sessions:
     """Errors raised: StoreUnavailable, NotMigrated."""
 
-    def __init__(self, postgres: Postgres, standing: Standing, idle: float) -> None:
-        """`idle` is how long a session may rest, in seconds."""
+    def __init__(
+        self, postgres: Postgres, standing: Standing, idle: float, *, outsiders: bool = False
+    ) -> None:
+        """`idle` is how long a session may rest, in seconds.
+
+        `outsiders`: whether those who were proven by an OpenID provider are honored at all.
+        """
+        self._outsiders = outsiders
         self._postgres = postgres
         self._standing = standing
         self._idle = timedelta(seconds=idle)
@@ -103,9 +109,7 @@ class Sessions:
         row = await self._postgres.fetch_one(_FIND if seen else _LOOK, session_id, self._idle)
         if row is None:
             return None
-        role: Role | None = Role(row["role"])
-        if row["credential"].startswith("admin:"):
-            role = await self._standing.stands(row["credential"])
+        role = await self._worth(row["credential"], Role(row["role"]))
         if role is None or role is Role.METRICS:
             await self.end(session_id)
             return None
@@ -118,12 +122,17 @@ class Sessions:
             return frozenset()
         rows = await self._postgres.fetch(_ALIVE, list(session_ids), self._idle)
         worth = {
-            credential: await self._standing.stands(credential)
+            credential: await self._worth(credential, Role.VIEWER)
             for credential in {row["credential"] for row in rows}
-            if credential.startswith("admin:")
         }
         lost = {name for name, role in worth.items() if role in {None, Role.METRICS}}
         return frozenset(row["id"] for row in rows if row["credential"] not in lost)
+
+    async def _worth(self, credential: str, role: Role) -> Role | None:
+        """Return the role that a credential gives now; a provider's word was for the login."""
+        if credential.startswith("admin:"):
+            return await self._standing.stands(credential)
+        return role if self._outsiders else None
 
     async def listing(self, limit: int = 200) -> list[dict[str, Any]]:
         """Return the sessions that are not over, those seen last first; never their secrets."""
