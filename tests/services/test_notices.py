@@ -1,6 +1,7 @@
 """Notices: written by PostgreSQL with the row that made them due, once, and read by page."""
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -154,6 +155,38 @@ async def test_a_lowered_budget_is_noticed_at_the_next_call(books):
     assert await books.seen() == []
     await books.charge(who, 0)
     assert await books.seen() == [("t", 80, 100, 90)]
+
+
+WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted AND database <> 0"
+
+
+async def test_writers_that_notice_the_same_at_once_all_store_their_rows(books, database):
+    """Calls of several models that cost nothing wait for no sum: all find that a notice is due."""
+    who = await books.tenant("acme", {"budget": 1000}, budget=1000)
+    await books.charge(who, 90)
+    await books.accounts.update("acme", {"budget": 100})
+    await books.keyring.update(who.key.id, {"budget": 90})
+
+    async def hold_back(connection):
+        await connection.execute("LOCK TABLE gateway.budget_notices IN SHARE MODE")
+        held.set()
+        while await connection.fetchval(WAITING) < 10:
+            await connection.execute("SELECT pg_sleep(0.01)")
+
+    held = trio.Event()
+    async with (
+        open_bridge() as bridge,
+        open_postgres(bridge, database, size=10) as pool,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(books.postgres.transact, hold_back)
+        await held.wait()
+        now = int(datetime.now(UTC).timestamp() * 1_000_000)
+        for at in range(10):
+            nursery.start_soon(Ledger(pool).write, [replace(past_row(who, 0, now), model=f"m{at}")])
+    rows = [(scope, at, budget) for scope, at, budget, _ in await books.seen()]
+    assert sorted(rows) == [("k", 80, 90), ("k", 100, 90), ("t", 80, 100)]
+    assert len(await books.postgres.fetch("SELECT FROM gateway.ledger")) == 1 + 10
 
 
 async def test_a_temporary_increase_counts_while_it_lasts(books):
