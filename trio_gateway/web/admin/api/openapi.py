@@ -45,7 +45,10 @@ _ERRORS = {
 }
 _EVERYWHERE = (400, 401, 403, 413, 415, 421, 503)
 _NAMING = {"tenant", "key"}
-_SCHEMA_OF_MEDIA = {"application/octet-stream": {"type": "string", "format": "binary"}}
+_SCHEMA_OF_MEDIA = {
+    "application/octet-stream": {"type": "string", "format": "binary"},
+    JSON: {"type": "object"},
+}
 
 
 class Provider(OpenAPIProvider):
