@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
-import socket
+import ssl
 import subprocess
+from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +15,17 @@ import orjson
 import pytest
 import trio
 
+from deploy.staging import nginx as shipped
+from deploy.staging.programs import free_port
 from tests import raw_http
+from tests.deploy.certificates import write_certificate
 from tests.world import World, open_world
 from trio_gateway.simulator.script import Script
 
-NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
-SHIPPED = Path(__file__).parents[2] / "deploy" / "nginx.conf"
 pytestmark = pytest.mark.skipif(
-    NGINX is None, reason="nginx is not on PATH: deploy/nginx.conf is NOT tested"
+    shipped.find() is None, reason="nginx is not on PATH: deploy/nginx.conf is NOT tested"
 )
 
-# What a distribution's nginx.conf puts around a file in conf.d.
-AROUND = """
-daemon off;
-master_process off;
-pid {folder}/pid;
-error_log {folder}/error.log warn;
-events {{ worker_connections 256; }}
-http {{
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    include {folder}/site.conf;
-}}
-"""
 STREAM = b'{"model":"llama3.2","messages":[{"role":"user","content":"one two"}]}'
 WHOLE = STREAM[:-1] + b',"stream":false}'
 
@@ -55,55 +39,19 @@ class Fronted:
     folder: Path
 
 
-def free_port():
-    """Find a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def configure(folder, port, servers):
-    """Write the shipped file with nothing changed but its ports and where it logs."""
-    text = SHIPPED.read_text(encoding="utf-8")
-    lines = "\n".join(f"    server {server} max_fails=0;" for server in servers)
-    for pattern, replacement in (
-        (r"    server 127\.0\.0\.1:8080 max_fails=0;", lines),
-        (r"    listen 80;", f"    listen 127.0.0.1:{port};"),
-        (r"/var/log/nginx/trio-gateway\.log", f"{folder}/access.log"),
-    ):
-        text, found = re.subn(pattern, replacement, text)
-        assert found == 1, pattern
-    (folder / "site.conf").write_text(text, encoding="utf-8")
-    (folder / "nginx.conf").write_text(AROUND.format(folder=folder), encoding="utf-8")
-
-
 @asynccontextmanager
-async def nginx(folder, *servers):
-    """Run nginx in front of these servers; yields its port."""
-    port = free_port()
-    configure(folder, port, servers)
-    command = [NGINX, "-p", str(folder), "-e", f"{folder}/error.log", "-c", f"{folder}/nginx.conf"]
-    async with trio.open_nursery() as nursery:
-        process = await nursery.start(
-            partial(trio.run_process, command, check=False, stderr=subprocess.DEVNULL)
-        )
-        try:
-            await answers(port, process)
-            yield port
-        finally:
-            process.terminate()
-
-
-async def answers(port, process):
-    """Wait until it takes connections."""
-    with trio.fail_after(5):
-        while True:
-            assert process.poll() is None, "nginx did not start"
-            try:
-                async with await trio.open_tcp_stream("127.0.0.1", port):
-                    return
-            except OSError:
-                await trio.lowlevel.checkpoint()
+async def nginx(folder, *servers, tls=None):
+    """Run nginx in front of these servers; yields its port. `tls` is a certificate's folder."""
+    running = shipped.Nginx(folder, free_port())
+    site = shipped.adapted(folder, running.port, servers)
+    if tls is not None:
+        site = shipped.with_tls(site, tls / "fullchain.pem", tls / "privkey.pem")
+    running.write(site)
+    try:
+        await running.start()
+        yield running.port
+    finally:
+        await running.stop()
 
 
 @pytest.fixture
@@ -220,9 +168,9 @@ async def test_the_access_log_keeps_no_query(front):
     assert answer.header("x-request-id") in text
 
 
-@pytest.mark.parametrize("method", ["POST", "GET"])
-async def test_a_failed_request_is_not_tried_again(tmp_path, method):
-    """Two dying servers, one request: one of them hears of it, once, and the client gets 502."""
+@pytest.mark.parametrize(("method", "times"), [("POST", 1), ("GET", 2)])
+async def test_a_failed_call_is_not_tried_again(tmp_path, method, times):
+    """Two dying servers: one hears of a POST, once. A GET costs nothing and may be both's."""
     heard = []
 
     async def die(stream):
@@ -238,5 +186,94 @@ async def test_a_failed_request_is_not_tried_again(tmp_path, method):
             answer = await raw_http.ask(port, f"{method} /api/chat", {}, body)
             assert answer.status == 502
         nursery.cancel_scope.cancel()
-    assert len(heard) == 1
-    assert heard[0].startswith(method.encode())
+    assert len(heard) == times
+    assert all(request.startswith(method.encode()) for request in heard)
+
+
+async def test_a_server_that_takes_no_connection_is_passed_over(front, tmp_path):
+    """A gateway that is being restarted: every call goes to the other one, each once."""
+    (folder := tmp_path / "two").mkdir()
+    servers = (f"127.0.0.1:{free_port()}", f"127.0.0.1:{front.world.port}")
+    async with nginx(folder, *servers) as port:
+        for _ in range(6):
+            answer = await raw_http.ask(port, "POST /api/chat", front.world.auth(), WHOLE)
+            assert answer.status == 200
+    assert len(await front.world.ledger()) == 6
+
+
+async def test_nginx_speaks_the_callers_dialect_when_no_gateway_answers(tmp_path):
+    """Nobody listens: 502 with Retry-After, in OpenAI's shape and in Ollama's."""
+    async with nginx(tmp_path, f"127.0.0.1:{free_port()}") as port:
+        openai = await raw_http.ask(port, "POST /v1/chat/completions", {}, WHOLE)
+        native = await raw_http.ask(port, "POST /api/chat", {}, WHOLE)
+    assert (openai.status, native.status) == (502, 502)
+    assert openai.json()["error"]["code"] == "upstream_unavailable"
+    assert isinstance(native.json()["error"], str)
+    assert openai.header("retry-after") == native.header("retry-after") == "1"
+    assert openai.header("content-type") == "application/json"
+
+
+async def test_a_flood_from_one_address_ends_at_nginx(front):
+    """Far more requests at once than the burst: some are 429, and another address is served."""
+    seen: Counter[int] = Counter()
+    answers = []
+
+    async def ask(address):
+        async with raw_http.connect(front.port, address) as client:
+            for _ in range(40):
+                await client.send(raw_http.request("GET /healthz"))
+                answer = await client.answer()
+                seen[answer.status] += 1
+                if answer.status == 429:
+                    answers.append(answer)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(ask, "127.0.0.8")
+    assert seen.keys() == {200, 429}
+    assert seen[200] >= 400
+    assert answers[0].json()["error"]["code"] == "rate_limit_exceeded"
+    assert answers[0].header("retry-after") == "1"
+    async with raw_http.connect(front.port, "127.0.0.9") as client:
+        await client.send(raw_http.request("GET /healthz"))
+        assert (await client.answer()).status == 200
+
+
+async def test_the_tls_lines_load_and_stream(front, tmp_path):
+    """Switched on as the head of the file says: HTTPS is answered token by token, HTTP is not."""
+    (folder := tmp_path / "tls").mkdir()
+    write_certificate(folder)
+    front.world.sim.play(Script(tokens=1000, token_gap=0.02))
+    trusted = ssl.create_default_context(cafile=folder / "fullchain.pem")
+    async with nginx(folder, f"127.0.0.1:{front.world.port}", tls=folder) as port:
+        async with await trio.open_ssl_over_tcp_stream(
+            "127.0.0.1", port, ssl_context=trusted, https_compatible=True
+        ) as client:
+            await client.send_all(chat(front.world))
+            received = b""
+            with trio.fail_after(5):
+                while b"t2" not in received:
+                    received += await client.receive_some(65536)
+            assert received.startswith(b"HTTP/1.1 200 ")
+            assert front.world.sim.generations[0].tokens < 20
+        plain = await raw_http.ask(port, "GET /healthz")
+        assert plain.status == 400
+    words = front.folder / "tls" / "site.conf"
+    assert re.findall(r"^ *listen (.*);", words.read_text("utf-8"), re.MULTILINE) == [
+        f"127.0.0.1:{port} ssl http2"
+    ]
+
+
+def test_the_way_to_switch_tls_on_is_that_of_the_head(tmp_path):
+    """The `sed` that the file itself names does what the tests do."""
+    text = shipped.SHIPPED.read_text(encoding="utf-8")
+    (line,) = re.findall(
+        r"^#   sed -i (.*) /etc/nginx/conf.d/trio-gateway.conf$", text, re.MULTILINE
+    )
+    (copy := tmp_path / "site.conf").write_text(text, encoding="utf-8")
+    subprocess.run(f"sed -i {line} {copy}", shell=True, check=True, timeout=10)
+    certificate = "/etc/ssl/gateway.example.com"
+    expected = shipped.with_tls(
+        text, Path(f"{certificate}/fullchain.pem"), Path(f"{certificate}/privkey.pem")
+    )
+    assert copy.read_text(encoding="utf-8").replace("     ", " ") == expected.replace("     ", " ")
