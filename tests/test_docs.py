@@ -208,15 +208,3 @@ def test_the_benches_named_exist():
     named = re.findall(r"python -m (tests\.load\.\w+)", README)
     assert len(named) == 9
     assert [name for name in named if importlib.util.find_spec(name) is None] == []
-
-
-def test_the_compose_file_publishes_the_gateway_alone_and_holds_no_secret():
-    """One published port, on loopback, and a file for every secret."""
-    compose = DEPLOY["compose.yaml"]
-    published = re.findall(r"^ +ports: (.*)$", compose, re.MULTILINE)
-    assert published == ['["127.0.0.1:8080:8080"]']
-    assert len(re.findall(r"\{file: secrets/\w+\}", compose)) == 5
-    assert (
-        re.findall(r"PASSWORD: |://\w+:\w+@", re.sub(r"^#.*$", "", compose, flags=re.MULTILINE))
-        == []
-    )
