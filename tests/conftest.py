@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -16,10 +17,20 @@ from tests.world import World, open_world
 from trio_gateway.clients.bridge import open_bridge
 from trio_gateway.clients.postgres import Postgres, open_postgres
 
+PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin"
+TOOLS = {
+    "nginx": "deploy/nginx.conf and the rehearsal are not tested",
+    "chromium": "the dashboard is not tested in a browser",
+    "helm": "the templates of deploy/helm are not rendered",
+    "systemd-analyze": "deploy/trio-gateway.service is not read by systemd",
+}
+
 
 def pytest_report_header() -> list[str]:
-    nginx = "found" if shutil.which("nginx") else "MISSING, every test of test_nginx is skipped"
-    return [f"stores: {test_stores.CHOICE}", f"nginx: {nginx}"]
+    missing = {name: lost for name, lost in TOOLS.items() if not shutil.which(name, path=PATH)}
+    found = ", ".join(name for name in TOOLS if name not in missing)
+    lines = [f"stores: {test_stores.CHOICE}", f"tools: {found or 'none'}"]
+    return [*lines, *(f"MISSING {name}: {lost}" for name, lost in missing.items())]
 
 
 @pytest.fixture(scope="session", autouse=True)
