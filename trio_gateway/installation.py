@@ -75,7 +75,7 @@ class Installation:
         """Say what is to run; `metrics` is an empty folder that all processes share."""
         shared = {"PROMETHEUS_MULTIPROC_DIR": str(metrics)}
         admin = None
-        if self._hooks.admin is not None:
+        if self._hooks.admin is not None and self._admin:
             admin = AdminPlan(
                 sockets=self._admin,
                 environ=admin_environ(self._given) | shared,

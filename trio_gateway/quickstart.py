@@ -35,6 +35,9 @@ Refused = (
 )
 
 
+ADMIN_BIND = "127.0.0.1:8081"
+
+
 class AdminRefused(listening.BindFailed):
     """Raised when the admin listener would be open to other machines without leave."""
 
@@ -44,7 +47,7 @@ class QuickstartOptions:
     """The command line of `quickstart`."""
 
     bind: str = "127.0.0.1:8080"
-    admin_bind: str = "127.0.0.1:8081"
+    admin_bind: str | None = None  # ADMIN_BIND
     ollama_url: str | None = None
     simulate: bool = False
     data_dir: Path = field(default_factory=datadir.default_path)
@@ -54,10 +57,14 @@ class QuickstartOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
-    """The command line of `serve`; without a data directory the stores come from the settings."""
+    """The command line of `serve`; without a data directory the stores come from the settings.
+
+    Without `admin_bind` calls are served also where ADMIN_BIND is taken, as by a `serve` beside
+    this one: then that one has the admin listener.
+    """
 
     bind: str = "127.0.0.1:8080"
-    admin_bind: str = "127.0.0.1:8081"
+    admin_bind: str | None = None
     data_dir: Path | None = None
     workers: int = 1
     json: bool = False
@@ -155,14 +162,21 @@ def _listen(
     hooks: Hooks,
     given: settings.Settings,
 ) -> tuple[list[socket.socket], list[socket.socket]]:
-    if not given.admin_allow_remote and not listening.is_loopback(options.admin_bind):
+    admin_bind = options.admin_bind or ADMIN_BIND
+    if not given.admin_allow_remote and not listening.is_loopback(admin_bind):
         raise AdminRefused(
-            f"the admin listener would be open to other machines on {options.admin_bind}: "
+            f"the admin listener would be open to other machines on {admin_bind}: "
             "set TRIO_GATEWAY_ADMIN_ALLOW_REMOTE=true if that is meant"
         )
     public = listening.listen(options.bind)
     stack.callback(listening.close, public)
-    admin = listening.listen(options.admin_bind) if hooks.admin is not None else []
+    admin: list[socket.socket] = []
+    try:
+        admin = listening.listen(admin_bind) if hooks.admin is not None else []
+    except listening.PortInUse as error:
+        if options.admin_bind is not None or isinstance(options, QuickstartOptions):
+            raise
+        say("admin_off", reason=f"{error}, by --admin-bind")
     stack.callback(listening.close, admin)
     return public, admin
 

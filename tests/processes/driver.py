@@ -52,7 +52,7 @@ def main():
     parser.add_argument("command")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--bind", default="127.0.0.1:0")
-    parser.add_argument("--admin-bind", default="127.0.0.1:0")
+    parser.add_argument("--admin-bind", default="127.0.0.1:0", type=lambda text: text or None)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--simulate", action="store_true")
     parser.add_argument("--text", action="store_true")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -188,6 +189,21 @@ def test_serve_on_the_same_installation_is_a_second_machine(quickstart, launch, 
     assert f"TRIO_GATEWAY_BLOB_URL={blobs}".encode() in worker.split(b"\0")
     assert second.stop()[0] == 0
     assert running.get()
+
+
+def test_serve_serves_calls_also_where_the_usual_admin_port_is_taken(launch):
+    """As when two run on one machine; an address that was named is another matter."""
+    stores = {"DATABASE_URL": "postgresql://h/x", "REDIS_URL": "redis://h"}
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # whoever has it will do
+            stack.enter_context(socket.create_server(("127.0.0.1", 8081)))
+        running = launch("serve", "--admin-bind", "", **stores).read_ready()
+        assert running.told["admin_url"] is None
+        assert list(running.children()) == ["worker"]
+        assert "admin_off" in running.stop()[2]
+        code, _, err = launch("serve", "--admin-bind", "127.0.0.1:8081", **stores).finish()
+        assert code == 1
+        assert "another program already does" in err
 
 
 def test_serve_warns_where_files_stay_on_one_machine(launch, tmp_path):

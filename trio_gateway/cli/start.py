@@ -29,9 +29,8 @@ def listener_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--admin-bind",
-            default="127.0.0.1:8081",
-            show_default=True,
-            help="Where the admin API listens.",
+            show_default="127.0.0.1:8081",
+            help="Where the dashboard, the admin API and /metrics listen.",
         ),
         click.option(
             "--bind", default="127.0.0.1:8080", show_default=True, help="Where callers connect."
