@@ -43,15 +43,7 @@ def make_engine(
         Lines(postgres, lease, settings.batch_attempts),
         settings.batch_attempts,
     )
-    validator = Validator(
-        tenants,
-        gate,
-        blobs,
-        Intake(postgres),
-        lease=lease,
-        tenant_batches=settings.tenant_batches,
-        max_line=settings.max_body_bytes,
-    )
+    validator = _validator(settings, postgres, blobs, (gate, tenants), metrics)
     finisher = Finisher(postgres, blobs, Endings(postgres, lease), lease)
     finisher.ended = metrics.batch_ended
 
@@ -68,3 +60,23 @@ def make_engine(
     )
     dispatcher.ended = metrics.line_ended
     return Engine(validator, finisher, dispatcher)
+
+
+def _validator(
+    settings: Settings,
+    postgres: Postgres,
+    blobs: Blobs,
+    passed: tuple[Gate, Tenants],
+    metrics: Metrics,
+) -> Validator:
+    gate, tenants = passed
+    return Validator(
+        tenants,
+        gate,
+        blobs,
+        Intake(postgres),
+        lease=settings.batch_lease,
+        tenant_batches=settings.tenant_batches,
+        max_line=settings.max_body_bytes,
+        ended=metrics.batch_ended,
+    )

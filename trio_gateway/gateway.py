@@ -110,11 +110,9 @@ async def _open_services(
     await _within("Redis", nursery, redis.run)
     live, audit, hangups, blobs = Live(), AuditLog(postgres), Hangups(), _blobs(settings)
     gate = await open_gate(settings, (postgres, redis), transport, nursery, observer)
-    watching = live, observer.metrics
-    engine = make_engine(settings, postgres, blobs, gate, tenants, watching)
-    listen_dsn = settings.database_listen_url or settings.database_url
-    refresh = gate.policies.refresh
-    revocations = Revocations(bridge, listen_dsn, tenants, live, refresh, engine.changed)
+    engine = make_engine(settings, postgres, blobs, gate, tenants, (live, observer.metrics))
+    dsn = settings.database_listen_url or settings.database_url
+    revocations = Revocations(bridge, dsn, tenants, live, gate.policies.refresh, engine.changed)
     revocations.cut, revocations.heard = observer.metrics.cut, observer.metrics.revoked
     await nursery.start(hangups.run)
     await nursery.start(audit.run)

@@ -128,6 +128,7 @@ class Fleet(Program):
     """A gateway of two workers; `base_url` is where callers connect."""
 
     base_url: str
+    admin_url: str  # by `serve` only
     database_url: str
     redis_url: str
 
@@ -216,7 +217,8 @@ def fleet(
     running.database_url, running.redis_url = database_url, redis_url
     try:
         if how == "serve":
-            running.base_url = running.line()["base_url"]
+            announced = running.line()
+            running.base_url, running.admin_url = announced["base_url"], announced["admin_url"]
         else:
             running.base_url = _announced(running, earlier, int(workers))
         yield running

@@ -193,6 +193,19 @@ async def test_batches_are_counted_line_by_line(world):
     assert total(series, "trio_gateway_batches_open") == 0
 
 
+async def test_a_batch_that_fails_its_validation_is_counted_too(world):
+    """Nothing of it ran: no line and no call is counted."""
+    batcher = Batcher(world.client, world.key)
+    batch_id = await batcher.begin([b"{"])
+    with trio.fail_after(20):
+        while (await batcher.show(batch_id))["status"] != "failed":  # noqa: ASYNC110
+            await trio.sleep(0.05)
+    series = await scraped(world)
+    assert total(series, "trio_gateway_batches_ended_total", status="failed") == 1
+    assert total(series, "trio_gateway_batch_lines_total") == 0
+    assert total(series, "trio_gateway_calls_total") == 0
+
+
 async def test_open_batches_are_shown_with_their_lines(world):
     """A line that hangs: leased, the others queued, the batch in progress."""
     world.sim.play(Script(head_delay=60))

@@ -38,7 +38,6 @@ VALUES = {
     "outcome": {outcome.value for outcome in Outcome},
     "basis": {basis.value for basis in Basis},
     "threshold": {str(threshold) for threshold in THRESHOLDS},
-    "error_type": {""},
     "job": {"trio-gateway"},
 }
 

@@ -53,6 +53,10 @@ class _WaitError(Exception):
     """The batch cannot be judged just now."""
 
 
+def _unheard(_: str) -> None:
+    """Tell nobody."""
+
+
 @dataclass(frozen=True, slots=True)
 class Validator:
     """Validates batches, one after the other."""
@@ -64,6 +68,7 @@ class Validator:
     lease: float  # seconds
     tenant_batches: int  # of one tenant under way at once
     max_line: int  # bytes
+    ended: Callable[[str], object] = _unheard  # told of each batch that fails here
 
     async def once(self) -> bool:
         """Validate one batch; False if there is none, or if it has to wait.
@@ -118,8 +123,8 @@ class Validator:
         except Exception:
             log.exception("batch_validation_broke", batch_id=found.id)
             errors = [broken()]
-        if errors:
-            await self.intake.fail(found.id, token, errors)
+        if errors and await self.intake.fail(found.id, token, errors):
+            self.ended("failed")
 
     async def _examine(self, found: Batch, purpose: str | None, token: UUID) -> list[LineError]:
         """Queue the lines and begin, or return what is wrong."""

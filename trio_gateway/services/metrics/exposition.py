@@ -9,17 +9,14 @@ import trio
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from trio_gateway.clients.postgres import NotMigrated
 from trio_gateway.core.errors import StoreUnavailable
 from trio_gateway.services.metrics.instruments import PREFIX
-from trio_gateway.services.metrics.place import alive
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from prometheus_client.core import Metric
 
@@ -75,29 +72,6 @@ class Held(Collector):
         yield lines
 
 
-class Processes(Collector):
-    """The files of all processes; what a dead one was doing is left out, what it counted is not."""
-
-    def __init__(self, folder: Path) -> None:
-        """Take the shared folder."""
-        self._folder = folder
-
-    def collect(self) -> Iterable[Metric]:
-        """Join them."""
-        known: dict[str, bool] = {}
-        files = []
-        for path in self._folder.glob("*.db"):
-            kind, slot = path.stem.rsplit("_", 1)
-            if kind.startswith("gauge_live") and not known.setdefault(
-                slot, alive(self._folder, slot)
-            ):
-                continue
-            if path.stat().st_size:  # none in the moment in which it is made
-                files.append(str(path))
-        found: Iterable[Metric] = MultiProcessCollector.merge(files)
-        return found
-
-
 async def scrape(metrics: Metrics, postgres: Postgres | None = None) -> tuple[bytes, str]:
     """Return a scrape's body and content type, soon, whatever the stores do."""
     held = await _held(postgres)
@@ -114,11 +88,10 @@ async def _held(postgres: Postgres | None) -> Held | None:
 
 
 def _render(metrics: Metrics, held: Held | None) -> bytes:
-    own = metrics.registry
-    if metrics.place is not None:
-        own = CollectorRegistry()
-        own.register(Processes(metrics.place.folder))
+    merged = metrics.merged
+    own = merged.text() if merged is not None else generate_latest(metrics.registry)
+    if held is None:
+        return own
     stored = CollectorRegistry()
-    if held is not None:
-        stored.register(held)
-    return generate_latest(own) + generate_latest(stored)
+    stored.register(held)
+    return own + generate_latest(stored)

@@ -69,6 +69,7 @@ class Instruments:
         """Make them, where `settle_in` has said; once in the life of a place."""
         self.registry = CollectorRegistry()
         self._calls()
+        self._requests()
         self._accounts()
         self._batches()
         self._processes()
@@ -92,7 +93,6 @@ class Instruments:
                 "From a call's arrival to its answer's last byte, for admitted calls.",
                 DURATIONS,
                 *both,
-                "error_type",
             )
         )
         self.first_token = Children(
@@ -120,6 +120,8 @@ class Instruments:
                 "gen_ai_token_type",
             )
         )
+
+    def _requests(self) -> None:
         self.calls = Children(
             self._counter("calls", "Admitted calls.", "endpoint", "outcome", "basis")
         )

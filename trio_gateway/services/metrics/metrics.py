@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from trio_gateway import __version__
 from trio_gateway.core.domain import Basis, Outcome
 from trio_gateway.services.metrics.instruments import MODEL, Instruments, Names
+from trio_gateway.services.metrics.merging import Merged
 from trio_gateway.services.metrics.place import settle_in
 from trio_gateway.services.metrics.state import State, labels_of
 
@@ -42,6 +43,7 @@ class Metrics:
     def __init__(self, backends: Sequence[str] = (), place: Place | None = None) -> None:
         """Take the URLs of the backends, which are labelled by host; see `open_metrics`."""
         self.place = place
+        self.merged = Merged(place.folder) if place else None
         self._of = Instruments()
         self._models = Names(place.labels(MODEL) if place else set())
         self._codes = Names(place.labels("code") if place else set())
@@ -71,8 +73,7 @@ class Metrics:
             of.upstream[self._backends.get(row.backend, "other"), row.outcome].inc()
         both = timeline.operation, self._models(row.model)
         if (end := timeline.last_byte) is not None:
-            error = "" if row.outcome in ANSWERED else row.outcome
-            of.duration[(*both, error)].observe(end - timeline.arrived)
+            of.duration[both].observe(end - timeline.arrived)
             of.settle_lag.observe((timeline.settled or now) - end)
         self._observe_start(timeline)
         if row.basis is not Basis.NONE:
