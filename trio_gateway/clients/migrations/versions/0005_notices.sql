@@ -13,6 +13,19 @@ RETURNS bigint LANGUAGE sql STABLE PARALLEL SAFE AS $$
         ELSE budget END
 $$;
 
+-- The first day of the period that a day is in, and the first day after it.
+CREATE FUNCTION gateway.period_first(period text, day date)
+RETURNS date LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE period WHEN 'day' THEN day
+        WHEN 'month' THEN date_trunc('month', day::timestamp)::date ELSE '-infinity' END
+$$;
+CREATE FUNCTION gateway.period_until(period text, day date)
+RETURNS date LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE period WHEN 'day' THEN day + 1
+        WHEN 'month' THEN (date_trunc('month', day::timestamp) + interval '1 month')::date
+        ELSE 'infinity' END
+$$;
+
 -- Budgets of which 80 or 100 per cent are spent, once for each period and limit. `period_start`
 -- is '-infinity' for a total budget. At 100 per cent calls are being refused, even though a rest
 -- that is too small for them may be left.
@@ -101,12 +114,8 @@ BEGIN
             FROM unnest(scopes, days) AS a (scope, day)
             JOIN gateway.api_keys k ON k.id = substr(a.scope, 3) AND a.scope LIKE 'k:%'
         ) b CROSS JOIN LATERAL (
-            SELECT CASE b.period WHEN 'day' THEN b.day
-                    WHEN 'month' THEN date_trunc('month', b.day::timestamp)::date
-                    ELSE '-infinity' END AS first,
-                CASE b.period WHEN 'day' THEN b.day + 1
-                    WHEN 'month' THEN (date_trunc('month', b.day::timestamp) + interval '1 month')::date
-                    ELSE 'infinity' END AS until
+            SELECT gateway.period_first(b.period, b.day) AS first,
+                gateway.period_until(b.period, b.day) AS until
         ) p CROSS JOIN LATERAL (
             SELECT coalesce(sum(charged), 0) AS spent FROM gateway.spend
             WHERE scope = b.scope AND period_start >= p.first AND period_start < p.until
@@ -134,7 +143,8 @@ BEGIN
     END LOOP;
 END $$;
 
--- Runs after all parts of the statement that wrote the rows: their sums are in gateway.spend.
+-- Runs after all parts of the statement that wrote the rows: their sums are in gateway.spend. Most
+-- budgets are not near their end, and end here.
 CREATE FUNCTION gateway.notice_spending() RETURNS trigger LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
@@ -145,12 +155,19 @@ BEGIN
         SELECT DISTINCT tenant_id, key_id, (started_at AT TIME ZONE 'UTC')::date AS day FROM added
     )
     SELECT array_agg(scope), array_agg(day) INTO scopes, days FROM (
-        SELECT 't:' || t.id AS scope, day FROM (SELECT DISTINCT tenant_id, day FROM whose) a
+        SELECT 't:' || t.id AS scope, day, t.budget_period AS period,
+            gateway.effective_budget(t.budget, t.budget_extra, t.budget_extra_until) AS budget
+        FROM (SELECT DISTINCT tenant_id, day FROM whose) a
         JOIN gateway.tenants t ON t.id = a.tenant_id AND t.budget IS NOT NULL
         UNION ALL
-        SELECT 'k:' || k.id, day FROM whose
-        JOIN gateway.api_keys k ON k.id = key_id AND k.budget IS NOT NULL
-    ) b;
+        SELECT 'k:' || k.id, day, k.budget_period,
+            gateway.effective_budget(k.budget, k.budget_extra, k.budget_extra_until)
+        FROM whose JOIN gateway.api_keys k ON k.id = key_id AND k.budget IS NOT NULL
+    ) b WHERE (
+        SELECT sum(charged) FROM gateway.spend WHERE scope = b.scope
+            AND period_start >= gateway.period_first(b.period, b.day)
+            AND period_start < gateway.period_until(b.period, b.day)
+    ) * 100 >= b.budget::numeric * 80;
     IF scopes IS NOT NULL THEN
         PERFORM gateway.notice_budgets(scopes, days, false);
     END IF;
