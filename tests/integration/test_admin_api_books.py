@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -13,6 +14,7 @@ from tests.integration.admin_world import open_admin
 from tests.integration.batching import asks, batcher, jsonl
 from tests.integration.test_admin_api import chat, done, some
 from tests.raw_http import connect
+from tests.test_docs import README
 
 HOOK = "https://hooks.example/budgets"
 INJECTIONS = (
@@ -115,6 +117,9 @@ async def test_exports_hold_every_row_and_no_formula(admin):
         assert not any(cell.startswith(tuple("=+-@\t\r\n")) for cell in row.values())
         assert (int(row["charged_tokens"]), float(row["duration_ms"])) == (3, 5.5)
         assert row["tenant"] == ""
+    nothing = (await export(admin, "/ledger?outcome=lost", "text/csv")).text
+    assert nothing.splitlines() == [text.split("\r\n", 1)[0]]
+    assert (await export(admin, "/ledger?outcome=lost&format=jsonl", "*/*")).text == ""
 
 
 async def test_an_export_that_breaks_does_not_look_whole(admin):
@@ -313,3 +318,16 @@ async def test_the_description_is_a_page_without_a_script(admin):
             assert f'<details id="{operation["operationId"]}">' in page.text
         assert path in page.text
     assert document["openapi"].startswith("3.1")
+
+
+async def test_the_examples_of_the_readme_are_answered(admin):
+    """Each curl line, as it stands, with the address and a token in the environment."""
+    lines = [line for line in README.splitlines() if line.startswith("curl") and "$ADMIN" in line]
+    assert len(lines) > 4
+    for line in lines:
+        words = shlex.split(line)
+        path = next(word for word in words if word.startswith("$ADMIN/admin/v1"))
+        body = json.loads(words[words.index("-d") + 1]) if "-d" in words else None
+        method = words[words.index("-X") + 1] if "-X" in words else "POST" if body else "GET"
+        answer = await admin.ask(method, path.removeprefix("$ADMIN/admin/v1"), body)
+        assert answer.is_success, (line, answer.text)

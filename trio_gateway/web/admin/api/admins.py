@@ -5,9 +5,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from trio_gateway.web.admin.api.sections import Section, books, made
+from trio_gateway.web.admin.api.sections import Section, actor, books, made
 from trio_gateway.web.admin.api.shapes import Answer, Body, Gone, Instant, Whole
-from trio_gateway.web.admin.guard import officer
 from trio_gateway.web.admin.office import office
 
 section = Section("admins")
@@ -119,5 +118,5 @@ async def list_sessions() -> Any:
 @section.delete("/sessions/<session>", Gone)
 async def end_session(session: str) -> Any:
     """End a session of the dashboard."""
-    found = await office().sessions.revoke(session, f"admin:{officer().name}")
+    found = await office().sessions.revoke(session, actor())
     return {"id": session, "name": found["name"]}

@@ -12,9 +12,8 @@ from trio_gateway.core.batches import Status
 from trio_gateway.services.account_rows import storable
 from trio_gateway.web.admin.api.owners import tenant_id
 from trio_gateway.web.admin.api.paging import page
-from trio_gateway.web.admin.api.sections import Section, books
+from trio_gateway.web.admin.api.sections import Section, actor, books
 from trio_gateway.web.admin.api.shapes import Answer, Name, Page, Paged
-from trio_gateway.web.admin.guard import officer
 from trio_gateway.web.admin.office import office
 
 section = Section("batches")
@@ -87,8 +86,7 @@ async def show_batch(batch: str) -> Any:
 @section.post("/batches/<batch>/cancel", Batch, conflicts=True)
 async def cancel_batch(batch: str) -> Any:
     """Cancel a batch; what was answered already is kept in its output file."""
-    actor = f"admin:{officer().name}"
-    return (await _rows([await books().batches.cancel_any(storable(batch), actor)]))[0]
+    return (await _rows([await books().batches.cancel_any(storable(batch), actor())]))[0]
 
 
 async def _rows(batches: Sequence[Found]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
@@ -53,7 +54,9 @@ async def export(
     pages: AsyncIterator[Sequence[Mapping[str, Any]]],
 ) -> Response:
     """Answer with every row of `pages`, in `shape`; the first is read before the answer begins."""
-    first = await anext(pages, ())
+    first: Sequence[Mapping[str, Any]] = ()
+    with suppress(StopAsyncIteration):  # nothing matches
+        first = await anext(pages)
     encode = _csv if wanted == "csv" else _jsonl
     ending = "csv" if wanted == "csv" else "jsonl"
     headers = {"content-disposition": f'attachment; filename="{name}.{ending}"'}

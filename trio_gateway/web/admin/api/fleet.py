@@ -12,7 +12,7 @@ from trio_gateway.clients.postgres import NotMigrated
 from trio_gateway.clients.schema import SCHEMA_VERSION
 from trio_gateway.core.errors import StoreUnavailable
 from trio_gateway.web.admin.api.owners import tenant_id
-from trio_gateway.web.admin.api.sections import Section
+from trio_gateway.web.admin.api.sections import Section, actor
 from trio_gateway.web.admin.api.shapes import Answer, Name, Query, Whole
 from trio_gateway.web.admin.guard import officer
 from trio_gateway.web.admin.office import office
@@ -160,7 +160,7 @@ async def list_calls(query: CallsQuery) -> Any:
 @section.post("/calls/<request_id>/cut", Call)
 async def cut_call(request_id: str) -> Any:
     """End one call wherever it runs; its caller sees the error `call_cut`."""
-    return await office().calls.cut(request_id, f"admin:{officer().name}")
+    return await office().calls.cut(request_id, actor())
 
 
 def _name(report: dict[str, Any]) -> str:

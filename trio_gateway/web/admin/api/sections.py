@@ -94,6 +94,11 @@ def books() -> Books:
     return office().books(officer())
 
 
+def actor() -> str:
+    """Return the caller's name as the record has it."""
+    return f"admin:{officer().name}"
+
+
 def made(answer: Answer, place: str) -> tuple[Answer, str]:
     """Return what was created and where it is now, below BASE."""
     return answer, BASE + place
