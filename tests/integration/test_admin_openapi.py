@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 import requests
 import schemathesis
 import trio
@@ -90,6 +91,8 @@ def fuzz(operation, names, address, token):
             check(negative, EXAMPLES)
 
 
+# The listener runs in this process and draws random numbers while examples are being drawn.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 async def test_the_api_does_what_its_description_says(world):
     """Every operation, with what it allows and what it does not; nothing is a 500."""
     async with open_admin(world, webhook_hosts="hooks.example") as admin:
