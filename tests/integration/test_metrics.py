@@ -196,7 +196,7 @@ async def test_batches_are_counted_line_by_line(world):
 async def test_a_batch_that_fails_its_validation_is_counted_too(world):
     """Nothing of it ran: no line and no call is counted."""
     batcher = Batcher(world.client, world.key)
-    batch_id = await batcher.begin([b"{"])
+    batch_id = await batcher.begin([*asks(1), b"{"])
     with trio.fail_after(20):
         while (await batcher.show(batch_id))["status"] != "failed":  # noqa: ASYNC110
             await trio.sleep(0.05)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import promql_parser
 import pytest
 import trio
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from tests.integration.batching import Batcher, asks
 from tests.integration.caller import OPENAI, calling
@@ -19,6 +20,7 @@ from trio_gateway.services.metrics.metrics import FAULTS, THRESHOLDS
 from trio_gateway.simulator.script import Script
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+README = (DEPLOY.parent / "README.md").read_text(encoding="utf-8")
 RULES = [
     rule
     for group in yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text())["groups"]
@@ -181,3 +183,13 @@ def test_the_scrape_example_names_the_job_of_the_rules():
     (job,) = example["scrape_configs"]
     assert (job["job_name"], job["metrics_path"]) == ("trio-gateway", "/metrics")
     assert example["rule_files"] == ["alerts.yml"]
+
+
+async def test_the_readme_lists_what_there_is(world):
+    """Each metric by its name, and no other."""
+    section = README.split("### Metrics and traces\n")[1].split("\n## ")[0]
+    listed = set(re.findall(r"`((?:gen_ai|trio_gateway)_[a-z_]+)`(?=[^\n]*\|)", section))
+    await everything(world)
+    labels = {label for _, pairs in await scraped(world) for label, _ in pairs}
+    there = {re.sub("_(bucket|count|sum)$", "", name) for name, _ in await scraped(world)}
+    assert listed - labels == there
