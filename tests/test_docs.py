@@ -152,7 +152,10 @@ def test_the_table_of_routes_is_the_gateways():
 
 
 def test_every_error_of_the_gateway_is_in_the_readme():
-    """Status, code and type of each class that a caller can meet, and no other code."""
+    """Status, code and type of each class that a caller can meet, and no other code.
+
+    The admin listener has classes of its own beside those.
+    """
     shown = {tuple(cell.strip("`") for cell in row) for row in table("Errors", 3)}
     met = [errors.GatewayError]
     finer = (
@@ -163,7 +166,7 @@ def test_every_error_of_the_gateway_is_in_the_readme():
     expected = {(*each, "invalid_request_error") for each in finer}
     while met:
         kind = met.pop()
-        met += kind.__subclasses__()
+        met += [each for each in kind.__subclasses__() if each.__module__ == errors.__name__]
         if kind not in {errors.CallerError, errors.Refused, errors.ClientStalled}:
             expected.add((str(kind.status), kind.default_code, kind.type))
     assert shown == expected

@@ -10,6 +10,7 @@ import schemathesis
 import trio
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -99,7 +100,7 @@ async def test_the_api_does_what_its_description_says(world):
         names, token = await names_of(admin), await admin.token()
         document = (await admin.ask("GET", "/openapi.json")).json()
         schema = schemathesis.openapi.from_dict(document)
-        operations = [found.ok() for found in schema.get_all_operations()]
+        operations = [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
         operations.sort(key=lambda each: ORDER.index(each.method.lower()))
         assert len(operations) == sum(map(len, document["paths"].values()))
         with trio.fail_after(LIMIT * 3 * TIMES):  # several builds may share the machine
