@@ -190,6 +190,38 @@ async def test_a_slot_has_one_process(tmp_path, place):
         kill(holder)
 
 
+async def test_what_a_worker_writes_to_is_on_the_disk_beforehand(tmp_path, place):
+    """A disk that fills up later must not end a worker in the middle of a count."""
+    with open_metrics([BACKEND], place) as metrics:
+        before = {path.name: path.stat().st_blocks for path in tmp_path.glob("*.db")}
+        for number in range(MOST_NAMES):
+            metrics.ended(timeline(model=f"a-model-of-this-length-{number}:latest"), 103.0)
+        metrics.sample(sample())
+        sizes = {path.name: path.stat().st_size for path in tmp_path.glob("*.db")}
+        assert {path.name: path.stat().st_blocks for path in tmp_path.glob("*.db")} == before
+    assert all(before[name] * 512 >= size for name, size in sizes.items())
+
+
+NO_ROOM = """
+import os, resource
+from trio_gateway.services.metrics.metrics import open_metrics
+resource.setrlimit(resource.RLIMIT_FSIZE, (128 * 1024, resource.RLIM_INFINITY))
+with open_metrics(environ=os.environ) as metrics:
+    metrics.refused("overloaded")
+    print("in memory" if metrics.place is None else "in files")
+"""
+
+
+def test_without_room_for_the_files_metrics_are_kept_in_memory(tmp_path):
+    """The worker starts, says so in its log, and counts."""
+    environ = {FOLDER: str(tmp_path), SLOT: "w0"}
+    done = subprocess.run(
+        [sys.executable, "-c", NO_ROOM], env=environ, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "in memory"
+    assert "metrics_in_memory" in done.stdout + done.stderr
+
+
 async def test_a_call_is_observed_in_every_respect():
     """Each figure of one call, from stamps that are known."""
     metrics = Metrics([BACKEND])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 import threading
 from dataclasses import dataclass, field
@@ -111,7 +112,7 @@ class Merged:
             if kind.startswith("gauge") and not living.setdefault(slot, alive(self._folder, slot)):
                 continue
             try:
-                data, inode = path.read_bytes(), path.stat().st_ino
+                data, inode = _read(path)
             except FileNotFoundError:  # of a worker that begins just now
                 continue
             if data:
@@ -160,6 +161,14 @@ class Merged:
         text = f"{name}{_labels(labels | {'le': bound})} "
         series.buckets.append((float(bound), text, place))
         series.buckets.sort()
+
+
+def _read(path: Path) -> tuple[bytes, int]:
+    """Return the part of a file that is in use, none if it is just being made, and its inode."""
+    with path.open("rb") as file:
+        head = file.read(WORD)
+        used = _used(head)[0] if len(head) == WORD else 0
+        return head + file.read(used - WORD) if used > WORD else b"", os.fstat(file.fileno()).st_ino
 
 
 def _labels(labels: dict[str, str]) -> str:

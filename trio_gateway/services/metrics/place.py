@@ -31,6 +31,15 @@ FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 SLOT = "_TRIO_GATEWAY_SLOT"
 ATTEMPTS, PAUSE = 50, 0.02  # seconds; a scrape looks at a lock for an instant
 
+# Bytes of each file: enough for fifty models, and for every other label there is.
+SIZES = {
+    "counter": 256 * 1024,
+    "histogram": 2 * 1024 * 1024,
+    "gauge_livesum": 64 * 1024,
+    "gauge_livemin": 64 * 1024,
+    "gauge_livemax": 64 * 1024,
+}
+
 _SLOT = re.compile(r"[a-z0-9-]{1,32}")
 
 disable_created_metrics()
@@ -47,6 +56,7 @@ class Place:
 
     def close(self) -> None:
         """Give the slot up; its counters stay, and those of late tasks still arrive."""
+        values.ValueClass = values.MutexValue
         os.close(self.lock)
 
     def labels(self, name: str) -> set[str]:
@@ -76,8 +86,25 @@ def settle_in(environ: Mapping[str, str] = os.environ) -> Place | None:
         return None
     # What it was doing when it ended is over; what it has counted is not.
     mark_process_dead(slot, folder)
+    try:
+        for kind, size in SIZES.items():
+            _reserve(place.folder / f"{kind}_{slot}.db", size)
+    except OSError as error:
+        log.warning("metrics_in_memory", slot=slot, error=type(error).__name__)
+        place.close()
+        return None
     values.ValueClass = values.MultiProcessValue(lambda: slot)
     return place
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make the file with all its bytes on the disk: a full one ends who writes to a gap in it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if hasattr(os, "posix_fallocate") and os.fstat(descriptor).st_size < size:
+            os.posix_fallocate(descriptor, 0, size)
+    finally:
+        os.close(descriptor)
 
 
 def _take(folder: Path, slot: str) -> Place:
