@@ -9,6 +9,7 @@ import shlex
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import trio
 
 from tests.integration.admin_world import open_admin
 from tests.integration.batching import asks, batcher, jsonl
@@ -234,6 +235,25 @@ async def test_the_last_admin_cannot_be_locked_out_from_here(admin):
     assert (await done(admin, "GET", "/admins/admin"))["state"] == "active"
     await done(admin, "POST", "/admins", {"name": "ada", "role": "admin"}, 201)
     await done(admin, *acts[0])
+
+
+async def test_two_admins_who_lock_each_other_out_at_once_leave_one(admin):
+    """Whoever comes second is refused, however close they are."""
+    ada = await done(admin, "POST", "/admins", {"name": "ada", "role": "admin"}, 201)
+    bearers = {"ada": await admin.auth(), "admin": {"authorization": f"Bearer {ada['token']}"}}
+
+    async def lock_out(name, codes):
+        path = f"/admin/v1/admins/{name}/disable"
+        codes.append((await admin.client.post(path, headers=bearers[name])).status_code)
+
+    for _ in range(5):
+        codes: list[int] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lock_out, "ada", codes)
+            nursery.start_soon(lock_out, "admin", codes)
+        assert sorted(codes) in ([200, 400], [200, 401]), codes
+        for name in bearers:
+            await admin.admins.enable(name)
 
 
 async def test_with_a_token_in_the_settings_the_last_admin_may_go(admin):

@@ -273,6 +273,18 @@ async def test_a_refused_body_leaves_its_connection_usable(admin):
             assert (await admin.client.get("/healthz")).status_code == 200
 
 
+async def test_a_body_without_a_length_has_the_same_limit(admin):
+    """Sent piece by piece, it is refused when it has grown too large."""
+
+    async def pieces():
+        for _ in range(20):
+            yield b"x" * 65_536
+
+    headers = await admin.auth() | {"content-type": "application/json"}
+    refused = await admin.client.post("/admin/v1/tenants", content=pieces(), headers=headers)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (413, "request_too_large")
+
+
 async def test_a_body_that_never_ends_holds_nobody_up(admin):
     """The answer comes though the rest of the body does not, and says that it is the last."""
     async with connect(admin.port) as client:
