@@ -69,6 +69,11 @@ class Feed:
         """How many streams there are."""
         return len(self._watchers)
 
+    @property
+    def polling(self) -> bool:
+        """Whether the poll goes on."""
+        return self._running
+
     def check_room(self, session_id: str) -> None:
         """Raise Overloaded where no stream may be added."""
         own = sum(watcher.session_id == session_id for watcher in self._watchers)

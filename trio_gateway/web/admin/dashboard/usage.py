@@ -107,8 +107,11 @@ async def calls() -> Response:
 
 async def _pages(mine: LedgerFilter) -> AsyncIterator[Sequence[Any]]:
     pages, before = LedgerPages(office().postgres), None
-    while rows := await pages.listing(mine, STEP, before):
+    while True:
+        rows = await pages.listing(mine, STEP, before)
         yield rows
+        if len(rows) < STEP:
+            return
         before = (rows[-1]["started_at"], rows[-1]["request_id"])
 
 
