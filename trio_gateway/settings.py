@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from trio_gateway.clients import sentinel_address
 from trio_gateway.core.openid import trustworthy
 
 if TYPE_CHECKING:
@@ -105,8 +106,11 @@ class Settings(BaseModel):
     @field_validator("redis_url")
     @classmethod
     def _redis(cls, value: str) -> str:
-        if value and not _REDIS.match(value):
-            raise ValueError("must be a Redis address: redis://..., rediss://... or unix://...")
+        if sentinel_address.is_sentinel(value):
+            sentinel_address.parse(value)
+        elif value and not _REDIS.match(value):
+            kinds = "redis://..., rediss://..., unix://... or redis+sentinel://..."
+            raise ValueError(f"must be a Redis address: {kinds}")
         return value
 
     @field_validator("blob_url")

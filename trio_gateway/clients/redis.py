@@ -6,12 +6,15 @@ redis.asyncio costs several times as much (tests/load/redis_bench.py), most of i
 into asyncio, and admission makes two for every call.
 
 While there is no connection every command fails at once: the gateway fails closed, and calls
-in flight go on without it. Which server this is, by its run id, is asked at each connect.
+in flight go on without it. Which server this is, by its run id, is asked at each connect, and
+with sentinels in the address which one is the primary. A server that turns out to be a replica
+is left at once.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +23,23 @@ import structlog
 import trio
 from redis.asyncio.connection import parse_url
 
+from trio_gateway.clients import sentinel, sentinel_address
+from trio_gateway.clients.resp import (
+    READ,
+    ConnectionLost,
+    converse,
+    login,
+    open_stream,
+    refusal,
+    run_id_of,
+)
 from trio_gateway.core.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from trio_gateway.clients.sentinel import Primary
+    from trio_gateway.clients.sentinel_address import Sentinels
 
 log = structlog.get_logger()
 
@@ -31,11 +47,13 @@ CONNECT_LIMIT = 3.0  # seconds to connect and greet
 REPLY_LIMIT = 3.0  # seconds for the oldest unanswered command
 WAITING = 20_000  # commands under way; more is an outage in all but name
 RETRY = 0.2  # seconds between attempts to connect
-READ = 65_536
+FOLLOW = 2.0  # seconds between two looks at what the sentinels say
+# what a replica refuses with; in a script before Redis 7 the code stands inside the text
+_REPLICA = re.compile(r"^MASTERDOWN |(?:^| -)READONLY ")
 
 
-class ConnectionLost(Exception):
-    """The connection broke, or the server refused the greeting; the text is for the log."""
+class Demoted(Exception):
+    """The server is a replica; never leaves this module."""
 
 
 class Pending:
@@ -78,18 +96,24 @@ class Redis:
 
     def __init__(self, url: str, scripts: Mapping[str, str]) -> None:
         """`scripts` maps names to Lua source; a bad URL raises ValueError."""
-        try:
-            self._address: Mapping[str, Any] = parse_url(url)
-        except ValueError as error:
-            raise ValueError("REDIS_URL is not a Redis address") from error
-        self._tls = url.startswith("rediss:")
+        self._sentinels: Sentinels | None = None
+        if sentinel_address.is_sentinel(url):
+            self._sentinels = _sentinels(url)
+            self._address: Mapping[str, Any] = self._sentinels.of_primary()
+        else:
+            self._address = _address(url)
+        self._tls = url.startswith("rediss")
+        self._primary: Primary | None = None  # as the sentinels had it at the last connect
         self._scripts = {_digest(text): text for text in scripts.values()}
         self._digests = {name: _digest(text) for name, text in scripts.items()}
         self._unsent: list[bytes] = []
         self._unanswered: deque[Pending] = deque()
         self._wake = trio.Event()
-        self.run_id = ""  # the server's, while connected
+        # The server's, while connected; after a failover with its epoch, as a server that comes
+        # back to be the primary has counters from before, though it is the same process.
+        self.run_id = ""
         self.connected_at = 0.0  # trio time of the last connect
+        self.trouble = ""  # why there is no connection, where the server or a sentinel told
 
     @property
     def connected(self) -> bool:
@@ -135,7 +159,7 @@ class Redis:
             try:
                 async with await self._connect() as stream:
                     log.info("redis_connected", again=announced)
-                    down = False
+                    down, self.trouble = False, ""
                     if not announced:
                         announced = True
                         task_status.started()
@@ -144,6 +168,7 @@ class Redis:
                 if not down:
                     log.warning("redis_lost", error=str(error) or type(error).__name__)
                 down = True
+                self.trouble = str(error) if isinstance(error, ConnectionLost) else ""
             finally:
                 self._disconnected()
             await trio.sleep(RETRY)
@@ -174,39 +199,39 @@ class Redis:
     async def _open(self) -> trio.abc.Stream:
         if path := self._address.get("path"):
             return await trio.open_unix_socket(path)
-        host = self._address.get("host", "localhost")
-        port = self._address.get("port", 6379)
-        if self._tls:
-            return await trio.open_ssl_over_tcp_stream(host, port)
-        return await trio.open_tcp_stream(host, port)
+        host, port = self._address.get("host", "localhost"), self._address.get("port", 6379)
+        if self._sentinels is not None:
+            self._primary = await sentinel.find(self._sentinels)
+            host, port = self._primary.place.host, self._primary.place.port
+        return await open_stream(host, port, tls=self._tls)
 
     async def _greet(self, stream: trio.abc.Stream) -> str:
         """Authenticate, choose the database, load the scripts, and ask which server this is."""
-        commands: list[tuple[Any, ...]] = []
-        if password := self._address.get("password"):
-            user = self._address.get("username")
-            commands.append(("AUTH", user, password) if user else ("AUTH", password))
+        commands = login(self._address.get("username"), self._address.get("password"))
         if database := self._address.get("db"):
             commands.append(("SELECT", database))
         commands += [("SCRIPT", "LOAD", text) for text in self._scripts.values()]
+        if self._primary is not None:
+            commands.append(("ROLE",))
         commands.append(("INFO", "server"))
-        await stream.send_all(b"".join(map(hiredis.pack_command, commands)))
-        reader = hiredis.Reader()
-        answer: Any = None
-        for _ in commands:
-            try:
-                while (answer := reader.gets()) is False:
-                    reader.feed(await _read(stream))
-            except hiredis.ProtocolError:
-                raise ConnectionLost("this is no Redis") from None
-            if isinstance(answer, Exception):
-                raise ConnectionLost(str(answer).partition(" ")[0])
-        return _run_id(answer)
+        answers = await converse(stream, commands)
+        if code := next(filter(None, map(refusal, answers)), ""):
+            raise ConnectionLost(code)
+        run_id = run_id_of(answers[-1])
+        if self._primary is None:
+            return run_id
+        if answers[-2][0] != b"master":
+            raise ConnectionLost("the server that the sentinels name is a replica")
+        return f"{run_id}:{self._primary.epoch}" if self._primary.epoch else run_id
 
     async def _serve(self, stream: trio.abc.Stream) -> None:
         async with trio.open_nursery(strict_exception_groups=True) as nursery:
             nursery.start_soon(self._write, stream)
             nursery.start_soon(self._watch, nursery.cancel_scope)
+            if self._sentinels is not None and self._primary is not None:
+                nursery.start_soon(
+                    self._follow, self._sentinels, self._primary, nursery.cancel_scope
+                )
             await self._read_answers(stream)
             nursery.cancel_scope.cancel()
         raise ConnectionLost("the connection ended")
@@ -231,6 +256,15 @@ class Redis:
             if waiting and trio.current_time() - waiting[0].sent_at > REPLY_LIMIT:
                 scope.cancel()
 
+    async def _follow(
+        self, sentinels: Sentinels, primary: Primary, scope: trio.CancelScope
+    ) -> None:
+        """Leave a primary that was replaced, though it may not know it yet."""
+        while True:
+            await trio.sleep(FOLLOW)
+            if await sentinel.replaced(sentinels, primary):
+                scope.cancel()
+
     async def _read_answers(self, stream: trio.abc.Stream) -> None:
         reader = hiredis.Reader()
         while True:
@@ -246,6 +280,8 @@ class Redis:
                     self._take(self._unanswered.popleft(), answer)
             except (hiredis.ProtocolError, IndexError):
                 return  # this is no Redis, or it answers what nobody asked
+            except Demoted:
+                return  # whoever took its place may be found by the next connect
 
     def _take(self, pending: Pending, answer: Any) -> None:
         if isinstance(answer, hiredis.ReplyError):
@@ -257,22 +293,24 @@ class Redis:
                 self._enqueue(pending)
                 return
             log.error("redis_refused", error=str(answer)[:200])
+            pending.take(answer)
+            if _REPLICA.search(str(answer)):
+                raise Demoted
         pending.take(answer)
 
 
-async def _read(stream: trio.abc.Stream) -> bytes:
-    data = bytes(await stream.receive_some(READ))
-    if not data:
-        raise ConnectionLost("the connection ended")
-    return data
+def _address(url: str) -> Mapping[str, Any]:
+    try:
+        return parse_url(url)
+    except ValueError as error:
+        raise ValueError("REDIS_URL is not a Redis address") from error
 
 
-def _run_id(answer: Any) -> str:
-    text = answer.decode(errors="replace") if isinstance(answer, bytes) else ""
-    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-    if not fields.get("run_id"):
-        raise ConnectionLost("the server has no run id")
-    return fields["run_id"]
+def _sentinels(url: str) -> Sentinels:
+    try:
+        return sentinel_address.parse(url)
+    except ValueError as error:
+        raise ValueError(f"REDIS_URL {error}") from None
 
 
 def _digest(text: str) -> str:
