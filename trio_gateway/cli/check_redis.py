@@ -12,6 +12,7 @@ from trio_gateway.cli.door import Failure
 from trio_gateway.cli.finding import Finding, clock, fail, ok, warn
 from trio_gateway.cli.redis_line import open_redis
 from trio_gateway.cli.session import place
+from trio_gateway.clients.sentinel_address import SHAPE
 from trio_gateway.core.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -95,13 +96,13 @@ async def _sees_models(redis: Redis) -> bool:
 def _server(fields: dict[str, str], url: str) -> Finding:
     mode = fields.get("redis_mode", "standalone")
     if mode == "sentinel":
-        advice = "Point REDIS_URL at the primary, or at an address that follows it."
-        return fail("redis", "is a sentinel, which the gateway does not speak to", advice)
+        return fail("redis", "is a sentinel, named as a server", f"Set REDIS_URL to {SHAPE}.")
     if mode == "cluster" or fields.get("cluster_enabled") == "1":
-        advice = "Point REDIS_URL at one server with cluster mode off."
+        advice = "Point REDIS_URL at a server with cluster mode off, or at its sentinels."
         return fail("redis", "is part of a cluster, which the gateway does not speak to", advice)
     if fields.get("role") != "master":
-        return fail("redis", "is a read-only replica", "Point REDIS_URL at the primary.")
+        advice = "Point REDIS_URL at the primary, or at the sentinels that know it."
+        return fail("redis", "is a read-only replica", advice)
     if fields.get("loading", "0") != "0":
         return fail("redis", "is still loading its data", "Wait, and look again.")
     valkey = fields.get("valkey_version")

@@ -31,6 +31,7 @@ from trio_gateway.cli.check_schema import (
     check_migrations,
     check_partitions,
 )
+from trio_gateway.cli.check_sentinels import check_sentinels
 from trio_gateway.cli.check_settings import check_settings
 from trio_gateway.cli.check_workers import check_connections, check_workers
 from trio_gateway.cli.door import Failure
@@ -186,7 +187,8 @@ class Examination:
             self._memory = await check_redis(url)
             return [*self._memory.findings]
 
-        self._add("Redis", await within("redis", look, place(url)))
+        watched = await within("redis sentinels", partial(check_sentinels, url), place(url))
+        self._add("Redis", [*watched, *await within("redis", look, place(url))])
 
     async def _ollamas(self) -> None:
         own, urls = own_addresses(), self._given.backends

@@ -36,4 +36,5 @@ async def open_redis(url: str) -> AsyncIterator[Redis]:
             yield redis
         nursery.cancel_scope.cancel()
     if not reached:
-        raise Failure(f"Redis cannot be used at {place(url)}")
+        why = f": {redis.trouble}" if redis.trouble else ""
+        raise Failure(f"Redis cannot be used at {place(url)}{why}")
