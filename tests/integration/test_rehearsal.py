@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -12,6 +13,7 @@ import pytest
 import trio
 
 from deploy.staging import nginx
+from tests.integration.fleet import Program, until
 
 TOP = Path(__file__).parents[2]
 LIMIT = 240.0  # seconds
@@ -67,3 +69,16 @@ def test_a_script_tells_what_it_does_and_refuses_what_it_does_not_know(name):
     wrong = run([sys.executable, "-m", f"deploy.{name}", "--frobnicate"])
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "--frobnicate" in wrong.stderr
+
+
+async def test_a_script_that_is_killed_leaves_nothing_behind(tmp_path):
+    """SIGKILL in the middle: stores, simulator and gateway all end with it."""
+    words = [sys.executable, "-m", "deploy.drill", "--calls", "10000"]
+    running = Program(words, tmp_path / "log", TMPDIR=str(tmp_path))
+    try:
+        await until(lambda: "making" in running.said, LIMIT)
+        assert len(running.descendants()) >= 5
+        running.send(signal.SIGKILL)
+        await until(lambda: not running.left(), LIMIT)
+    finally:
+        running.destroy()
