@@ -29,6 +29,7 @@ MEDIA = ("text/csv", JSONL)
 STEP = 1000  # rows read at once
 # A spreadsheet takes a cell that begins so for a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_NUMBERS = (int, float)
 _BY_TYPE: dict[str, Format] = {"application/json": "json", "text/csv": "csv", JSONL: "jsonl"}
 
 
@@ -70,31 +71,30 @@ async def _written(
     first: Sequence[Mapping[str, Any]],
     pages: AsyncIterator[Sequence[Mapping[str, Any]]],
 ) -> AsyncIterator[bytes]:
-    names = [*shape.model_fields]
     if encode is _csv:
-        yield _line(names)
-    yield b"".join(encode(shape, names, row) for row in first)
+        yield _lines([[*shape.model_fields]])
+    yield encode(shape, first)
     try:
         async for page in pages:
-            yield b"".join(encode(shape, names, row) for row in page)
+            yield encode(shape, page)
     except (GatewayError, NotMigrated) as error:
         # The status is gone: the connection breaks off, so that nobody takes a part for all.
         log.warning("export_broke", error=type(error).__name__)
         raise
 
 
-def _csv(shape: type[Answer], names: Sequence[str], row: Mapping[str, Any]) -> bytes:
-    values = shape.model_validate(row).model_dump(mode="json")
-    return _line([_cell(values[name]) for name in names])
+def _csv(shape: type[Answer], rows: Sequence[Mapping[str, Any]]) -> bytes:
+    shaped = (shape.model_validate(row).model_dump(mode="json") for row in rows)
+    return _lines([[_cell(row[name]) for name in shape.model_fields] for row in shaped])
 
 
-def _jsonl(shape: type[Answer], _: Sequence[str], row: Mapping[str, Any]) -> bytes:
-    return shape.model_validate(row).model_dump_json().encode() + b"\n"
+def _jsonl(shape: type[Answer], rows: Sequence[Mapping[str, Any]]) -> bytes:
+    return b"".join(shape.model_validate(row).model_dump_json().encode() + b"\n" for row in rows)
 
 
-def _line(cells: Sequence[str]) -> bytes:
+def _lines(rows: Sequence[Sequence[str]]) -> bytes:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\r\n").writerow(cells)
+    csv.writer(text, lineterminator="\r\n").writerows(rows)
     return text.getvalue().encode()
 
 
@@ -103,4 +103,4 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, str):
         return f"'{value}" if value.startswith(_FORMULA) else value
-    return json.dumps(value)
+    return str(value) if type(value) in _NUMBERS else json.dumps(value)
