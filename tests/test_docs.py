@@ -15,28 +15,38 @@ from trio_gateway import settings
 from trio_gateway.cli.main import trunk
 from trio_gateway.core import errors
 from trio_gateway.web import routes
+from trio_gateway.web.admin.app import create_admin
 
 TOP = Path(__file__).resolve().parent.parent
 README = (TOP / "README.md").read_text(encoding="utf-8")
+GUIDE = (TOP / "deploy" / "guide.md").read_text(encoding="utf-8")
 DEPLOY = {
     path.name: path.read_text(encoding="utf-8")
     for path in (TOP / "deploy").iterdir()
-    if path.is_file()
+    if path.is_file() and path.suffix != ".md"
 }
 DOCUMENTS = {
     name: (TOP / name).read_text(encoding="utf-8")
-    for name in ("README.md", "SECURITY.md", "CHANGELOG.md")
+    for name in ("README.md", "SECURITY.md", "CHANGELOG.md", "deploy/guide.md")
 }
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-SHELL = "".join(text for kind, text in BLOCKS if kind == "sh").replace("\\\n", " ")
-PYTHON = [text for kind, text in BLOCKS if kind == "python"]
+
+
+def blocks(text, kind):
+    """Return the fenced blocks of one kind."""
+    return re.findall(rf"^```{kind}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+SHELL = "".join(blocks(README, "sh") + blocks(GUIDE, "sh")).replace("\\\n", " ")
+PYTHON = blocks(README, "python")
 SPANS = re.findall(r"`([^`\n]+)`", "".join(DOCUMENTS.values()))
 LIMIT = 60.0  # seconds for a client to import and to ask
+NO_ROUTES = {"/api/pull", "/admin/v1"}  # refused; where routes begin
 
 
-def table(heading, columns):
-    """Return the first columns of the table rows under a heading of the README."""
-    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+def table(heading, columns, document=README):
+    """Return the first columns of the table rows under a heading."""
+    section = re.split(rf"^##+ {re.escape(heading)}$", document, flags=re.MULTILINE)[1]
+    section = re.split(r"^##+ ", section, flags=re.MULTILINE)[0]
     rows = [line for line in section.splitlines() if re.match(r"\| [`\d]", line)]
     return [[cell.strip() for cell in row.split("|")[1 : columns + 1]] for row in rows]
 
@@ -124,8 +134,8 @@ def test_a_command_in_the_documents_is_one_that_exists(arguments):
         command.make_context(command.name, words)
 
 
-def test_the_readme_names_every_command():
-    """An operator finds each command in it."""
+def test_the_documents_name_every_command():
+    """An operator finds each command in them."""
     named = {" ".join(arguments) for arguments in commands()}
 
     def leaves(command, path):
@@ -149,6 +159,64 @@ def test_the_table_of_routes_is_the_gateways():
         for path in re.findall(r"`(/[^`]*)`", cell)
     }
     assert shown == routes.EXACT | routes.NAMED
+
+
+def admin_routes():
+    """Return the methods of each route of the admin listener, by its path."""
+    found: dict[str, set[str]] = {}
+    for rule in create_admin().url_map.iter_rules():
+        path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
+        found.setdefault(path, set()).update(set(rule.methods or ()) - {"HEAD", "OPTIONS"})
+    return found
+
+
+def test_the_table_of_the_admin_listeners_routes_is_complete():
+    """The API, health and metrics, each with its methods; the dashboard's pages are its own."""
+    shown = {
+        path: set(methods.split(", "))
+        for cell, methods in table("Routes of the admin listener", 2)
+        for path in re.findall(r"`(/[^`]*)`", cell)
+    }
+    assert shown == {
+        path: methods
+        for path, methods in admin_routes().items()
+        if path.startswith("/admin/v1/") or path in {"/healthz", "/metrics"}
+    }
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_route_in_the_documents_is_one_that_exists(name):
+    """Every path below /v1, /api and /admin that stands alone between backticks."""
+    prose = re.sub(r"^```.*?^```$", "", DOCUMENTS[name], flags=re.DOTALL | re.MULTILINE)
+    named = set(re.findall(r"`(/(?:v1|api|admin)/[^` ?.]*(?:\.json)?)`", prose))
+    ours = set(routes.EXACT | routes.NAMED) | set(admin_routes())
+    assert named - NO_ROUTES <= ours
+    assert not NO_ROUTES & ours
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_setting_in_the_documents_is_one_that_exists(name):
+    """By its whole name, or as the path of a file that holds it."""
+    named = set(re.findall(r"\bTRIO_GATEWAY_[A-Z_]*[A-Z](?![A-Z_])", DOCUMENTS[name]))
+    ours = {settings.variable(field) for field in settings.Settings.model_fields}
+    assert {each.removesuffix("_FILE") for each in named} <= ours
+
+
+def test_every_alert_has_a_line_in_the_guide_that_says_what_to_do():
+    """Under its name, with its severity."""
+    rules = (TOP / "deploy" / "prometheus" / "alerts.yml").read_text(encoding="utf-8")
+    expected = re.findall(r"- alert: (\w+)\n(?:.*\n)*?\s+severity: (\w+)", rules)
+    rows = table("Alerts: what to do", 3, GUIDE)
+    assert [(name.strip("`"), severity) for name, severity, _ in rows] == expected
+    assert all(len(advice) > 20 for _, _, advice in rows)
+
+
+def test_an_event_in_the_guide_is_one_that_is_logged():
+    """Each name in the table of log lines is in the code."""
+    code = "".join(path.read_text("utf-8") for path in (TOP / "trio_gateway").rglob("*.py"))
+    named = [event for (cell,) in table("Logs", 1, GUIDE) for event in re.findall(r"`(\w+)`", cell)]
+    assert len(named) > 10
+    assert [event for event in named if f'"{event}"' not in code] == []
 
 
 def test_every_error_of_the_gateway_is_in_the_readme():
@@ -199,11 +267,24 @@ async def test_a_python_example_runs(world, program):
     assert {row["outcome"] for row in await world.ledger()} == {"completed"}
 
 
+def headings(text):
+    """Return the anchors that a forge gives to the headings of a document."""
+    plain = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    return {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.*)$", plain, re.MULTILINE)
+    }
+
+
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_a_document_links_to_what_is_there(name):
-    """Relative links name files of the repository."""
-    links = re.findall(r"\]\(([^)#:]+)\)", DOCUMENTS[name])
-    assert [link for link in links if not (TOP / link).exists()] == []
+    """Relative links name files of the repository, and headings that these have."""
+    here = TOP / name
+    for path, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", DOCUMENTS[name]):
+        target = (here.parent / path) if path else here
+        assert target.exists(), path
+        if anchor:
+            assert anchor in headings(target.read_text(encoding="utf-8")), f"{path}#{anchor}"
 
 
 def test_the_benches_named_exist():
