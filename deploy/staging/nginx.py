@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SHIPPED = Path(__file__).parents[1] / "nginx.conf"
 START_SECONDS = 10.0
 STOP_SECONDS = 10.0
+LAST_CALL_SECONDS = 60.0
 
 # What a distribution's nginx.conf puts around a file in conf.d.
 AROUND = """
@@ -119,17 +120,18 @@ class Nginx:
     async def reload(self) -> None:
         """Read the configuration again; return when nobody goes by the old one any more.
 
-        Calls that began under it go on. Raises ProgramFailed.
+        Workers with the old one take no more connections and end with their last call; one that
+        has a connection whose request is still to come would send it where it used to. Raises
+        ProgramFailed where they have not ended after the time that calls are given to.
         """
         if self._child is None:
             raise ProgramFailed("nginx was not started")
         before = self._workers()
         self._child.send(signal.SIGHUP)
-        with trio.move_on_after(START_SECONDS):
+        with trio.move_on_after(LAST_CALL_SECONDS):
             while True:
                 now = self._workers()
-                taking = {pid for pid in now if not _leaving(pid)}
-                if now - before and not taking & before:
+                if now and not now & before:
                     return
                 await trio.sleep(TICK)
         raise ProgramFailed(f"nginx did not reload: {self.last_words()}")
@@ -161,10 +163,3 @@ class Nginx:
         pid = self._child.pid if self._child is not None else 0
         children = Path(f"/proc/{pid}/task/{pid}/children")
         return {int(word) for word in children.read_text(encoding="ascii").split()}
-
-
-def _leaving(pid: int) -> bool:
-    try:
-        return b"shutting down" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return True

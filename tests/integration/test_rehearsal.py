@@ -34,18 +34,16 @@ async def script(name, *words):
     nginx.find() is None, reason="nginx is not on PATH: the rolling restart is NOT rehearsed"
 )
 async def test_a_rolling_restart_under_load_fails_no_call():
-    """Two gateways behind nginx, each restarted in both ways: all calls whole, all rows there."""
-    code, found = await script("rehearse", "--callers", "8")
+    """Two gateways behind nginx, one after the other: all calls whole, all rows there."""
+    code, found = await script("rehearse", "--how", "rotation", "--callers", "8")
     assert code == 0, found
     assert found["failed"] == 0
-    assert found["ledger_rows"] == found["calls"] > 50
+    assert found["ledger_rows"] == found["calls"] > 30
     assert found["ledger_outcomes"] == {"completed": found["calls"]}
     assert found["ledger_verify"]["ok"]
     assert [(one["how"], one["gateway"]) for one in found["restarts"]] == [
         ("rotation", "gateway-1"),
         ("rotation", "gateway-2"),
-        ("signal", "gateway-1"),
-        ("signal", "gateway-2"),
     ]
     assert all(one["calls"] for one in found["restarts"])
 
