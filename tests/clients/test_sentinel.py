@@ -1,6 +1,8 @@
 """The Redis client behind sentinels: it writes to the primary, whoever that is, or to nobody."""
 
 import contextlib
+import ssl
+import subprocess
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -8,6 +10,7 @@ from functools import partial
 import pytest
 import trio
 
+from tests.proxy import Door
 from tests.sentinels import FAILOVER, ensemble, until
 from trio_gateway.clients import redis as client
 from trio_gateway.clients.redis import Redis
@@ -51,9 +54,10 @@ class Fake:
         return array("127.0.0.1", str(self.names)) + array(*fields) + b"*0\r\n+OK\r\n"
 
     async def serve(self, stream):
-        while await stream.receive_some():
-            self.asked += 1
-            await stream.send_all(self.answer())
+        with contextlib.suppress(trio.BrokenResourceError):
+            while await stream.receive_some():
+                self.asked += 1
+                await stream.send_all(self.answer())
 
 
 def array(*words):
@@ -236,6 +240,48 @@ async def test_a_primary_that_was_replaced_and_does_not_know_is_left(redises, mo
         await until(lambda: redis.connected and redis.run_id.endswith(":2"))
         await redis.command("SET", "by", "followed")
         assert redises.ask(second, "GET", "by") == b"followed"
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """A certificate for 127.0.0.1 that signs itself, and the context of the server's side."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    words += [
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=redis",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+    ]
+    words += ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(words, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return certificate, context
+
+
+async def test_tls_is_spoken_to_the_sentinels_and_to_the_primary(
+    redis_url, certificate, monkeypatch
+):
+    """With a certificate that is trusted, and with no other."""
+    path, context = certificate
+    fake, door = Fake(0), Door(redis_url)
+    async with trio.open_nursery() as nursery:
+        serve = partial(trio.serve_ssl_over_tcp, host="127.0.0.1", ssl_context=context)
+        fronts = [await nursery.start(serve, each.serve, 0) for each in (fake, door)]
+        ports = [front[0].transport_listener.socket.getsockname()[1] for front in fronts]
+        fake.names = ports[1]
+        url = f"rediss+sentinel://127.0.0.1:{ports[0]}/books"
+        async with running(url) as redis:
+            await until(partial(getattr, redis, "trouble"))
+            assert (redis.trouble, fake.asked) == ("no sentinel answers", 0)
+        monkeypatch.setenv("SSL_CERT_FILE", str(path))
+        async with opened(url) as redis:
+            assert await redis.command("PING") == b"PONG"
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(
