@@ -109,7 +109,8 @@ async def nginx(folder, port, site):
         await running.start()
         yield
     finally:
-        await running.stop()
+        with trio.move_on_after(LIMIT, shield=True):
+            await running.stop()
 
 
 @asynccontextmanager
