@@ -73,7 +73,7 @@ SELECT 'req_' || md5(n::text), 'ten_' || (n % $2::int), 'key_' || (n * 7919 % $3
     'final', 200, 100, 300, 500, 'http://127.0.0.1:11434',
     now() - make_interval(secs => $4::float8 * (n % 1000003) / 1000003.0),
     50 + n % 900, 1000, NULL
-FROM generate_series($1::int, $1::int + $5::int - 1) AS n
+FROM generate_series($1::bigint, $1::bigint + $5::int - 1) AS n
 """
 
 
@@ -162,14 +162,14 @@ def plans(url: str) -> Table:
     from trio_gateway.services import usage  # noqa: PLC0415 - its texts, for this alone
 
     table = Table("query", "ms", "read from", title="Plans of the overview")
-    texts = {
-        "totals of 24 hours": (usage._TOTALS, last_hours(24)),
-        "24 hours by model": (usage._query("model", "hour"), last_hours(24)),
-        "30 days by model": (usage._query("model", "day"), last_days(30)),
-        "30 days by tenant": (usage._query("tenant", "day"), last_days(30)),
+    queries = {
+        "24 hours by outcome": (usage._OUTCOMES, last_hours(24)),
+        "24 hours by model": (usage.series_query("model", "hour", one=False), last_hours(24)),
+        "30 days by model": (usage.series_query("model", "day", one=False), last_days(30)),
+        "30 days by tenant": (usage.series_query("tenant", "day", one=False), last_days(30)),
     }
-    for name, (text, bounds) in texts.items():
-        rest: tuple[Any, ...] = (None,) if name.startswith("totals") else (None, 8)
+    for name, (text, bounds) in queries.items():
+        rest = (None, 8) if "$4" in text else ()
         rows = ask(url, "EXPLAIN (ANALYZE, FORMAT JSON) " + text, *bounds, *rest)
         plan = json.loads(rows[0][0])[0]
         table.add_row(name, f"{plan['Execution Time']:.1f}", ", ".join(sorted(_read(plan["Plan"]))))

@@ -41,9 +41,30 @@ async def test_many_writers_at_once_leave_the_sums_of_their_rows(postgres):
     sums = await postgres.fetch_one(
         "SELECT (SELECT sum(requests) FROM gateway.usage_hourly) AS hourly,"
         " (SELECT sum(requests) FROM gateway.usage_daily) AS daily,"
+        " (SELECT sum(requests) / 6 FROM gateway.usage_totals) AS totals,"
         " (SELECT count(*) FROM gateway.ledger) AS rows"
     )
-    assert sums["hourly"] == sums["daily"] == sums["rows"]
+    assert sums["hourly"] == sums["daily"] == sums["totals"] == sums["rows"]
+    usage = Usage(postgres)
+    bounds = (NOON - timedelta(days=1), NOON + timedelta(days=5))
+    for unit in ("hour", "day"):
+        for by in ("model", "outcome", "tenant"):
+            whole = await usage.series(by, *bounds, unit=unit, most=100)
+            parts = [
+                row
+                for one in callers
+                for row in await usage.series(by, *bounds, unit=unit, tenant_id=one.tenant.id)
+            ]
+            assert _summed(whole) == _summed(parts)
+
+
+def _summed(rows):
+    """Add rows of the same time and name."""
+    found = {}
+    for row in rows:
+        key = row["at"], row["name"]
+        found[key] = found.get(key, 0) + row["charged_tokens"]
+    return found
 
 
 async def test_a_row_written_twice_is_counted_once(postgres):

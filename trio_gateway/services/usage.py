@@ -20,27 +20,32 @@ Row = dict[str, Any]
 _SUMS = ("requests", "failures", "prompt_tokens", "completion_tokens", "charged_tokens")
 _BUCKETS = (100, 300, 1000, 3000, 10_000)  # milliseconds
 _TTFT = ("ttft_count", *(f"ttft_{edge}" for edge in _BUCKETS))
-_TOTALS = f"""
-SELECT {", ".join(f"coalesce(sum({name}), 0)::bigint AS {name}" for name in (*_SUMS, *_TTFT))},
-    coalesce(sum(ttft_ms), 0)::float8 AS ttft_ms
-FROM gateway.usage_hourly WHERE hour >= $1 AND hour < $2 AND ($3::text IS NULL OR tenant_id = $3)
+_ALL = ", ".join(f"sum({name})::float8 AS {name}" for name in (*_SUMS, *_TTFT))
+# Over all tenants sums are read from few rows, however many tenants there are.
+_OUTCOMES = f"""
+SELECT name, {_ALL} FROM gateway.usage_totals
+WHERE unit = 'hour' AND kind = 'outcome' AND at >= $1 AND at < $2 GROUP BY name
 """  # noqa: S608 - constants alone
-_OUTCOMES = """
-SELECT outcome, sum(requests)::bigint AS requests FROM gateway.usage_hourly
-WHERE hour >= $1 AND hour < $2 AND ($3::text IS NULL OR tenant_id = $3)
-GROUP BY outcome ORDER BY 2 DESC, 1
+_OUTCOMES_OF_ONE = f"""
+SELECT outcome AS name, {_ALL} FROM gateway.usage_hourly
+WHERE hour >= $1 AND hour < $2 AND tenant_id = $3 GROUP BY outcome
+"""  # noqa: S608 - constants alone
+_FOUND = """
+SELECT {shown} AS at, name, {sums} FROM gateway.usage_totals
+WHERE unit = '{unit}' AND kind = '{by}' AND at >= $1 AND at < $2 AND $3::text IS NULL
+GROUP BY 1, 2
+"""
+_FOUND_OF_ONE = """
+SELECT {column} AS at, {by} AS name, {sums} FROM gateway.{table}
+WHERE {column} >= $1 AND {column} < $2 AND tenant_id = $3 GROUP BY 1, 2
 """
 # Everybody past the `most` greatest is summed as one, named null.
 _SERIES = """
-WITH found AS (
-    SELECT {at} AS at, {group} AS name, {sums}
-    FROM gateway.{table} WHERE {at} >= $1 AND {at} < $2 AND ($3::text IS NULL OR tenant_id = $3)
-    GROUP BY 1, 2
-), great AS (
+WITH found AS MATERIALIZED ({found}), great AS (
     SELECT name FROM found GROUP BY name ORDER BY sum(charged_tokens) DESC, sum(requests) DESC, name
     LIMIT $4
 )
-SELECT f.at, CASE WHEN g.name IS NULL THEN NULL ELSE f.name END AS name, {again}
+SELECT f.at, CASE WHEN g.name IS NULL THEN NULL ELSE f.name END AS name, {sums}
 FROM found f LEFT JOIN great g ON g.name = f.name GROUP BY 1, 2 ORDER BY 1, 2
 """
 _NAMES = "SELECT id, name FROM gateway.tenants WHERE id = ANY($1::text[])"
@@ -57,16 +62,20 @@ class Usage:
         """Sum whole hours from `since` up to `until`, within the last weeks.
 
         `ttft_p50_ms` and `ttft_p95_ms` are read off five steps and so only roughly right; None
-        where no call had a first token. `outcomes` maps each outcome to its requests.
+        where no call had a first token. `outcomes` maps each outcome to its requests, the
+        greatest first.
         """
-        row = await self._postgres.fetch_one(_TOTALS, since, until, tenant_id)
-        sums = dict(row) if row else {}
-        outcomes = await self._postgres.fetch(_OUTCOMES, since, until, tenant_id)
+        if tenant_id is None:
+            rows = await self._postgres.fetch(_OUTCOMES, since, until)
+        else:
+            rows = await self._postgres.fetch(_OUTCOMES_OF_ONE, since, until, tenant_id)
+        sums = {name: int(sum(row[name] for row in rows)) for name in (*_SUMS, *_TTFT)}
+        greatest = sorted(rows, key=lambda row: (-row["requests"], row["name"]))
         return {
             **{name: sums[name] for name in _SUMS},
             "ttft_p50_ms": percentile(sums, 0.5),
             "ttft_p95_ms": percentile(sums, 0.95),
-            "outcomes": {each["outcome"]: each["requests"] for each in outcomes},
+            "outcomes": {row["name"]: int(row["requests"]) for row in greatest},
         }
 
     async def series(
@@ -84,7 +93,8 @@ class Usage:
         `name` is a model, an outcome or a tenant's id, with the tenant's name as `label`; None is
         everything but the `most` greatest.
         """
-        rows = await self._postgres.fetch(_query(by, unit), since, until, tenant_id, most)
+        query = series_query(by, unit, one=tenant_id is not None)
+        rows = await self._postgres.fetch(query, since, until, tenant_id, most)
         labels: Mapping[str, str] = {}
         if by == "tenant":
             ids = list({row["name"] for row in rows if row["name"] is not None})
@@ -120,12 +130,16 @@ def percentile(sums: Mapping[str, Any], share: float) -> float | None:
     return floor
 
 
-def _query(by: By, unit: Unit) -> str:
-    column = "hour" if unit == "hour" else "day"
-    return _SERIES.format(
-        at=column,
-        group="tenant_id" if by == "tenant" else by,
-        table=f"usage_{'hourly' if unit == 'hour' else 'daily'}",
-        sums=", ".join(f"sum({name}) AS {name}" for name in _SUMS),
-        again=", ".join(f"sum(f.{name})::bigint AS {name}" for name in _SUMS),
+def series_query(by: By, unit: Unit, *, one: bool) -> str:
+    """Write the query of a series: of `one` tenant, or of all."""
+    sums = ", ".join(f"sum({name})::bigint AS {name}" for name in _SUMS)
+    hourly = unit == "hour"
+    found = (_FOUND_OF_ONE if one else _FOUND).format(
+        shown="at" if hourly else "(at AT TIME ZONE 'UTC')::date",
+        unit=unit,
+        by="tenant_id" if one and by == "tenant" else by,
+        column=unit,
+        table="usage_hourly" if hourly else "usage_daily",
+        sums=sums,
     )
+    return _SERIES.format(found=found, sums=sums)

@@ -65,4 +65,8 @@ async def _tend(connection: Any, oldest: str) -> list[str]:
     await connection.execute(
         "DELETE FROM gateway.usage_hourly WHERE hour < now() - $1::interval", HOURS_KEPT
     )
+    await connection.execute(
+        "DELETE FROM gateway.usage_totals WHERE unit = 'hour' AND at < now() - $1::interval",
+        HOURS_KEPT,
+    )
     return sorted(over)

@@ -30,6 +30,28 @@ CREATE TABLE gateway.usage_hourly (
 ) WITH (fillfactor = 70);
 ALTER TABLE gateway.usage_hourly DROP COLUMN day;
 
+CREATE INDEX usage_hourly_tenant ON gateway.usage_hourly (tenant_id, hour);
+
+-- The same over all tenants, by one thing at a time, so that what everybody used is read from few
+-- rows however many tenants there are. A row that all writers share would make them wait for each
+-- other: it is split into some shards, of which each connection has one.
+CREATE TABLE gateway.usage_totals (
+    unit text NOT NULL,
+    at timestamptz NOT NULL,
+    kind text NOT NULL CHECK (kind IN ('model', 'outcome', 'tenant')),
+    name text NOT NULL,
+    shard smallint NOT NULL,
+    LIKE gateway.usage_daily,
+    PRIMARY KEY (unit, kind, at, name, shard)
+) PARTITION BY LIST (unit);
+ALTER TABLE gateway.usage_totals DROP COLUMN day, DROP COLUMN tenant_id, DROP COLUMN model,
+    DROP COLUMN outcome;
+-- Apart, so that the few rows of days do not lie scattered among those of hours.
+CREATE TABLE gateway.usage_totals_hour PARTITION OF gateway.usage_totals FOR VALUES IN ('hour')
+    WITH (fillfactor = 70);
+CREATE TABLE gateway.usage_totals_day PARTITION OF gateway.usage_totals FOR VALUES IN ('day')
+    WITH (fillfactor = 70);
+
 CREATE INDEX ledger_started ON gateway.ledger (started_at, request_id);
 
 CREATE FUNCTION gateway.count_usage() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -59,6 +81,31 @@ BEGIN
             sum(ttft_10000)
         FROM rows GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
         ON CONFLICT (day, tenant_id, model, outcome) DO UPDATE SET
+            requests = u.requests + excluded.requests,
+            failures = u.failures + excluded.failures,
+            prompt_tokens = u.prompt_tokens + excluded.prompt_tokens,
+            completion_tokens = u.completion_tokens + excluded.completion_tokens,
+            charged_tokens = u.charged_tokens + excluded.charged_tokens,
+            ttft_count = u.ttft_count + excluded.ttft_count,
+            ttft_ms = u.ttft_ms + excluded.ttft_ms,
+            ttft_100 = u.ttft_100 + excluded.ttft_100,
+            ttft_300 = u.ttft_300 + excluded.ttft_300,
+            ttft_1000 = u.ttft_1000 + excluded.ttft_1000,
+            ttft_3000 = u.ttft_3000 + excluded.ttft_3000,
+            ttft_10000 = u.ttft_10000 + excluded.ttft_10000
+    ), totals AS (
+        INSERT INTO gateway.usage_totals AS u (unit, at, kind, name, shard, requests, failures, prompt_tokens, completion_tokens, charged_tokens, ttft_count, ttft_ms, ttft_100,
+            ttft_300, ttft_1000, ttft_3000, ttft_10000)
+        SELECT unit, at, kind, name, CASE kind WHEN 'tenant' THEN 0 ELSE own END, sum(requests), sum(failures), sum(prompt_tokens),
+            sum(completion_tokens), sum(charged_tokens), sum(ttft_count), sum(ttft_ms), sum(ttft_100),
+            sum(ttft_300), sum(ttft_1000), sum(ttft_3000), sum(ttft_10000)
+        FROM rows, LATERAL (SELECT pg_backend_pid() % 8 AS own) AS s,
+            LATERAL (VALUES ('hour', hour AT TIME ZONE 'UTC'),
+                ('day', date_trunc('day', hour) AT TIME ZONE 'UTC')) AS t (unit, at),
+            LATERAL (VALUES ('model', model), ('outcome', outcome), ('tenant', tenant_id))
+                AS k (kind, name)
+        GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 3, 2, 4, 5
+        ON CONFLICT (unit, kind, at, name, shard) DO UPDATE SET
             requests = u.requests + excluded.requests,
             failures = u.failures + excluded.failures,
             prompt_tokens = u.prompt_tokens + excluded.prompt_tokens,
@@ -117,3 +164,13 @@ SELECT (hour AT TIME ZONE 'UTC')::date, tenant_id, model, outcome, sum(requests)
     sum(prompt_tokens), sum(completion_tokens), sum(charged_tokens), sum(ttft_count), sum(ttft_ms),
     sum(ttft_100), sum(ttft_300), sum(ttft_1000), sum(ttft_3000), sum(ttft_10000)
 FROM gateway.usage_hourly GROUP BY 1, 2, 3, 4;
+INSERT INTO gateway.usage_totals (unit, at, kind, name, shard, requests, failures, prompt_tokens, completion_tokens, charged_tokens, ttft_count, ttft_ms, ttft_100,
+            ttft_300, ttft_1000, ttft_3000, ttft_10000)
+SELECT unit, at, kind, name, 0, sum(requests), sum(failures), sum(prompt_tokens),
+            sum(completion_tokens), sum(charged_tokens), sum(ttft_count), sum(ttft_ms), sum(ttft_100),
+            sum(ttft_300), sum(ttft_1000), sum(ttft_3000), sum(ttft_10000)
+FROM gateway.usage_hourly,
+    LATERAL (VALUES ('hour', hour),
+        ('day', date_trunc('day', hour AT TIME ZONE 'UTC') AT TIME ZONE 'UTC')) AS t (unit, at),
+    LATERAL (VALUES ('model', model), ('outcome', outcome), ('tenant', tenant_id)) AS k (kind, name)
+GROUP BY 1, 2, 3, 4;
