@@ -1,20 +1,21 @@
-"""What noticing budgets costs the ledger: milliseconds to write a group, with and without it.
+"""What the ledger's triggers cost its writer: milliseconds to write a group of rows.
 
-    python -m tests.load.notices_bench
+    python -m tests.load.trigger_bench
 
 Groups of 1, 16 and 200 rows, each row of another key of a few tenants, in turns in one run, on
-databases with and without the trigger. A figure is the fastest tenth of the writer's statement,
-which others on the machine disturb least.
-"none": no tenant and no key has a budget. "far": all have one and are far from its end. "near":
-all are over 80 per cent, and were noticed.
+databases with no trigger, with the sums by hour and day, and with the notices of budgets as well;
+the figure is of the statement that the writer sends. "none": no tenant and no key has a budget.
+"far": both have one and are far from its end. "near": both are over 80 per cent, and were noticed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import statistics
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -31,6 +32,11 @@ ROUNDS = 200
 WARM_UP = 20
 KEYS = 10_000
 TENANTS = 20
+VARIANTS = {  # by the triggers that are dropped
+    "no trigger": ("notice_spending", "count_usage"),
+    "sums": ("notice_spending",),
+    "sums, notices": (),
+}
 BUDGETS = {"none": None, "far": 10**15, "near": 10**9}
 SEED_T = """
 INSERT INTO gateway.tenants (id, name, budget)
@@ -78,33 +84,34 @@ def group(kind: str, size: int) -> str:
     ).decode()
 
 
-async def prepare(url: str, *, noticing: bool) -> tuple[Any, Any]:
+async def prepare(url: str, dropped: Sequence[str]) -> tuple[Any, Any]:
     """Fill a database; return a connection to it and the writer's statement."""
     connection = await connect(url)
     for kind, budget in BUDGETS.items():
         await connection.execute(SEED_T, kind, budget, TENANTS)
         await connection.execute(SEED_K, kind, budget, KEYS, TENANTS)
     await connection.execute(SPENT)
-    if not noticing:
-        await connection.execute("DROP TRIGGER notice_spending ON gateway.ledger")
+    for trigger in dropped:
+        await connection.execute(f"DROP TRIGGER {trigger} ON gateway.ledger")
     await connection.execute("VACUUM ANALYZE")
     return connection, await connection.prepare(RECORD)
 
 
-async def measure(urls: dict[bool, str]) -> dict[tuple[str, int, bool], float]:
-    """Return the milliseconds of each kind and size, with and without notices."""
-    opened = {noticing: await prepare(url, noticing=noticing) for noticing, url in urls.items()}
-    took: dict[tuple[str, int, bool], list[float]] = {}
+async def measure(urls: dict[str, str]) -> dict[tuple[str, int, str], float]:
+    """Return the milliseconds of each kind, size and variant."""
+    opened = {name: await prepare(url, VARIANTS[name]) for name, url in urls.items()}
+    took: dict[tuple[str, int, str], list[float]] = {}
     for turn in range(WARM_UP + ROUNDS):
         for kind in BUDGETS:
             for size in SIZES:
                 rows = group(kind, size)
-                for noticing in (turn % 2 == 0, turn % 2 == 1):
+                names = list(opened)
+                for name in names[turn % 3 :] + names[: turn % 3]:
                     began = time.perf_counter()
-                    await opened[noticing][1].fetch(rows)
+                    await opened[name][1].fetch(rows)
                     each = 1000 * (time.perf_counter() - began)
                     if turn >= WARM_UP:
-                        took.setdefault((kind, size, noticing), []).append(each)
+                        took.setdefault((kind, size, name), []).append(each)
     for connection, _ in opened.values():
         await connection.close()
     return {each: statistics.quantiles(times, n=10)[0] for each, times in took.items()}
@@ -113,17 +120,19 @@ async def measure(urls: dict[bool, str]) -> dict[tuple[str, int, bool], float]:
 def main() -> None:
     """Measure, print one table."""
     table = Table(title=f"Milliseconds to write a group, fastest tenth of {ROUNDS}")
-    for column in ("budgets", "rows", "without", "with", "more"):
+    for column in ("budgets", "rows", *VARIANTS):
         table.add_column(column, justify="left" if column == "budgets" else "right")
-    with scratch() as folder, stores.start(folder / "d") as pair:
+    with (
+        scratch() as folder,
+        stores.start(folder / "d") as pair,
+        contextlib.ExitStack() as databases,
+    ):
         running = TestStores(pair.database_url, pair.redis_url)
-        with fresh_database(running) as one, fresh_database(running) as other:
-            found = asyncio.run(measure({True: one, False: other}))
+        urls = {name: databases.enter_context(fresh_database(running)) for name in VARIANTS}
+        found = asyncio.run(measure(urls))
     for kind in BUDGETS:
         for size in SIZES:
-            without, with_it = found[kind, size, False], found[kind, size, True]
-            more = f"{100 * (with_it / without - 1):+.0f} %"
-            table.add_row(kind, str(size), f"{without:.2f}", f"{with_it:.2f}", more)
+            table.add_row(kind, str(size), *(f"{found[kind, size, name]:.2f}" for name in VARIANTS))
     Console().print(table)
 
 
