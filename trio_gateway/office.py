@@ -60,7 +60,7 @@ async def _open(settings: Settings, metrics: Metrics) -> AsyncIterator[Office]:
     ):
         secret = await installation_secret(postgres)
         redis = Redis(settings.redis_url, {})
-        nursery.start_soon(redis.run)
+        nursery.start_soon(redis.run)  # noqa: ASYNC113 - an outage is to be shown, not waited for
         deliveries = Deliveries(
             postgres, WebhookClient(), settings.webhook_hosts, metrics.budget_notice
         )

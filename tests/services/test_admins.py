@@ -73,9 +73,7 @@ async def test_a_role_changes_at_once_and_an_expired_admin_is_none(book, admins)
     assert await admins.prove(over["token"]) is None
 
 
-async def test_the_digest_of_an_earlier_release_becomes_argon2id_at_its_first_use(
-    admins, postgres
-):
+async def test_the_digest_of_an_earlier_release_becomes_argon2id_at_its_first_use(admins, postgres):
     """The old token goes on, and a wrong one with the same lookup does not."""
     old = "tga-old-token"
     digest = hashlib.sha256(old.encode()).hexdigest()
@@ -174,7 +172,9 @@ async def test_a_session_of_a_provider_ends_where_none_is_set_any_more(postgres,
     """With OIDC switched off nobody is left inside by it."""
     honoring = Sessions(postgres, admins, 1800, outsiders=True)
     secret = await honoring.open(Officer("oidc:ann", Role.VIEWER, "oidc:1"), None)
-    assert (await honoring.find(secret)).officer.role is Role.VIEWER
+    found = await honoring.find(secret)
+    assert found is not None
+    assert found.officer.role is Role.VIEWER
     assert await Sessions(postgres, admins, 1800).find(secret) is None
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
 import pytest
 import trio
@@ -58,9 +59,9 @@ async def test_many_writers_at_once_leave_the_sums_of_their_rows(postgres):
             assert _summed(whole) == _summed(parts)
 
 
-def _summed(rows):
+def _summed(rows: list[dict[str, Any]]) -> dict[Any, int]:
     """Add rows of the same time and name."""
-    found = {}
+    found: dict[Any, int] = {}
     for row in rows:
         key = row["at"], row["name"]
         found[key] = found.get(key, 0) + row["charged_tokens"]

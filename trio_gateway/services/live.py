@@ -91,7 +91,7 @@ class Leash:
 
     __slots__ = ("client_left", "principal", "reason", "request_id", "scopes")
 
-    def __init__(self, principal: Principal, request_id: str) -> None:
+    def __init__(self, principal: Principal, request_id: str = "") -> None:
         """Made by `Live.hold` only."""
         self.principal = principal
         self.request_id = request_id
