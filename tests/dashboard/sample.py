@@ -41,7 +41,7 @@ OUTCOMES = (
 )
 
 
-async def fill(world: World) -> dict[str, Any]:
+async def fill(world: World, rows: int = ROWS) -> dict[str, Any]:
     """Make tenants, keys and a month of calls; returns a key of each tenant by its name."""
     await world.models.set("gpt-oss:20b", {"milli_weight": 2500}, "model.weight")
     await world.models.set("llava:7b", {"num_ctx": 8192}, "model.pin")
@@ -53,13 +53,13 @@ async def fill(world: World) -> dict[str, Any]:
         keys[name] = made[0]
         everyone.append(made)
     await world.keyring.revoke(everyone[3][2]["id"], reason="laptop lost")
-    rows = _month(everyone, random.Random(7))
+    calls = _month(everyone, rows, random.Random(7))
     ledger = Ledger(world.postgres)
-    for start in range(0, len(rows), CHUNK):
-        await ledger.write(rows[start : start + CHUNK])
+    for start in range(0, len(calls), CHUNK):
+        await ledger.write(calls[start : start + CHUNK])
     for name, period, share in (("marketing", "month", 0.87), ("research", "day", 1.0)):
         tenant_id = keys[name]["tenant_id"]
-        row = next(row for row in reversed(rows) if row.tenant_id == tenant_id)
+        row = next(row for row in reversed(calls) if row.tenant_id == tenant_id)
         await _near_end(world, row, name, period, share)
     return keys
 
@@ -81,12 +81,12 @@ async def busy(world: World, keys: dict[str, Any], calls: int = 6) -> AsyncItera
         nursery.cancel_scope.cancel()
 
 
-def _month(everyone: list[list[Any]], dice: random.Random) -> list[LedgerRow]:
+def _month(everyone: list[list[Any]], count: int, dice: random.Random) -> list[LedgerRow]:
     now = datetime.now(UTC)
     shares = [share for share, _, _ in TENANTS.values()]
     tastes = [taste for _, taste, _ in TENANTS.values()]
     rows = []
-    for number in range(ROWS):
+    for number in range(count):
         at = now - timedelta(seconds=_ago(dice))
         place = dice.choices(range(len(shares)), shares)[0]
         model = dice.choices(MODELS, tastes[place])[0]

@@ -84,22 +84,22 @@ async def gone(admin: Any) -> None:
             await trio.sleep(0.02)
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Poll more often than people need, so that the tests wait less."""
+    monkeypatch.setattr(feeds, "EVERY", 0.1)
+
+
 async def test_numbers_follow_what_happens(world, admin, visitor):
-    """A call under way is counted within a second or two, and not any more when it is over."""
-    world.sim.play(Script(tokens=500, token_gap=0.05))
-    async with listening(visitor) as stream:
+    """A call under way is counted at once, not any more when it is over, and then in the sums."""
+    world.sim.play(Script(tokens=20, token_gap=0.1))
+    body = {"model": "llama3.2", "max_tokens": 50}
+    body |= {"messages": [{"role": "user", "content": "go on"}]}
+    async with listening(visitor) as stream, trio.open_nursery() as nursery:
         first = await stream.next()
         assert (first["calls"], first["missing"], first["workers"]) == ("0", [], "1")
-        body = {"model": "llama3.2", "stream": True, "max_tokens": 500}
-        body |= {"messages": [{"role": "user", "content": "go on"}]}
-        async with (
-            world.client.stream(
-                "POST", "/v1/chat/completions", json=body, headers=world.auth()
-            ) as call,
-            contextlib.aclosing(call.aiter_lines()) as lines,
-        ):
-            await anext(lines)
-            await stream.until(calls="1")
+        nursery.start_soon(world.post, "/v1/chat/completions", body)
+        await stream.until(calls="1")
         await stream.until(calls="0")
         await stream.until(requests="1")
 
@@ -121,7 +121,7 @@ async def test_all_streams_share_one_poll(admin, visitor):
         for stream in streams:
             for _ in range(3):
                 await stream.next()
-        assert polls <= 5
+        assert polls < 30
     await gone(admin)
 
 

@@ -14,6 +14,7 @@ from trio_gateway.core.officers import Role
 from trio_gateway.web.admin.cookies import over_https
 from trio_gateway.web.admin.guard import officer
 from trio_gateway.web.admin.office import office
+from trio_gateway.web.replies import BUSY_RETRY
 
 if TYPE_CHECKING:
     from trio_gateway.pipeline.books import Books
@@ -75,6 +76,8 @@ async def page(template: str, status: int = 200, **values: Any) -> Response:
     values["note"] = NOTES.get(request.cookies.get(NOTE, ""))
     text = await render_template(template, **surroundings(), **values)
     response = Response(text, status, content_type=HTML)
+    if status == 503:
+        response.headers["retry-after"] = str(BUSY_RETRY)
     if NOTE in request.cookies:
         response.delete_cookie(NOTE, path="/")
     return response

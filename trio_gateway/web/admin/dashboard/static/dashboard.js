@@ -83,19 +83,24 @@
 
   const ask = (summary) => {
     const dialog = document.createElement("dialog");
-    dialog.append(summary.parentElement.querySelector(".ask").cloneNode(true));
-    const title = dialog.querySelector("h2");
+    const form = summary.parentElement.querySelector(".ask");
+    const title = form.querySelector("h2");
     title.id = "asked";
-    dialog.setAttribute("aria-labelledby", "asked");
+    dialog.setAttribute("aria-labelledby", title.id);
     const no = document.createElement("button");
     no.type = "button";
     no.textContent = "Cancel";
     no.addEventListener("click", () => dialog.close());
-    dialog.querySelector(".acts").prepend(no);
+    form.querySelector(".acts").prepend(no);
     dialog.addEventListener("close", () => {
+      no.remove();
+      title.removeAttribute("id");
+      summary.parentElement.append(form);
       dialog.remove();
       summary.focus();
     });
+    // Moved, not copied: ids stay unique.
+    dialog.append(form);
     document.body.append(dialog);
     dialog.showModal();
   };
