@@ -81,7 +81,7 @@ async def test_nobody_passes_without_a_session(world, admin, made):
 async def test_every_change_wants_a_form_of_ours(world, admin, visitor, made):
     """A missing or wrong token, or another site's page: 403 on every route, and no change."""
     right = {"csrf": visitor.csrf}
-    cases = (
+    cases: tuple[tuple[dict[str, str], dict[str, str]], ...] = (
         ({}, {}),
         ({"csrf": ""}, {}),
         ({"csrf": "0" * 43}, {}),

@@ -82,24 +82,27 @@ async def test_a_search_is_shown_as_text_too(visitor):
 async def test_a_store_that_is_away_is_named(world, away, named):
     """The page is a 503 that says which, in its shell; it is whole again when the store is back."""
     url = getattr(world.gateway.settings, away)
-    async with open_door(url) as door, open_admin(world, **{away: door.url}) as admin:
-        async with visiting(admin) as visitor:
-            await visitor.see("/")
-            door.shut()
-            answer = await visitor.get("/")
-            assert answer.status_code == 503
-            assert int(answer.headers["retry-after"]) >= 1
-            assert f"{named} cannot be reached" in answer.text
-            assert 'href="/tenants"' in answer.text
-            if named == "Redis":
-                assert "Tokens by model" in answer.text  # what is there is shown
-                assert (await visitor.get("/tenants")).status_code == 200
-                assert (await visitor.get("/health")).status_code == 503
-                assert (await visitor.get("/calls")).status_code == 503
-            door.reopen()
-            with trio.fail_after(15):
-                while (await visitor.get("/")).status_code != 200:  # noqa: ASYNC110
-                    await trio.sleep(0.1)
+    async with (
+        open_door(url) as door,
+        open_admin(world, **{away: door.url}) as admin,
+        visiting(admin) as visitor,
+    ):
+        await visitor.see("/")
+        door.shut()
+        answer = await visitor.get("/")
+        assert answer.status_code == 503
+        assert int(answer.headers["retry-after"]) >= 1
+        assert f"{named} cannot be reached" in answer.text
+        assert 'href="/tenants"' in answer.text
+        if named == "Redis":
+            assert "Tokens by model" in answer.text  # what is there is shown
+            assert (await visitor.get("/tenants")).status_code == 200
+            assert (await visitor.get("/health")).status_code == 503
+            assert (await visitor.get("/calls")).status_code == 503
+        door.reopen()
+        with trio.fail_after(15):
+            while (await visitor.get("/")).status_code != 200:  # noqa: ASYNC110
+                await trio.sleep(0.1)
 
 
 FAULTS = (

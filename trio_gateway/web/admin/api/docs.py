@@ -31,17 +31,20 @@ async def show_docs() -> Response:
 
 async def docs_page() -> Response:
     """Render the page; whoever serves it has asked who may see it."""
+    text = await render_template("api_docs.html", style=_STYLE, **described())
+    return Response(text, 200, {"content-security-policy": POLICY}, content_type=HTML)
+
+
+def described() -> dict[str, Any]:
+    """Return what a page of the description is made of: `info`, `groups` and `schemas`."""
     document = current_app.extensions[DOCUMENT]
-    text = await render_template(
-        "api_docs.html",
-        style=_STYLE,
-        info=document["info"],
-        groups=_groups(document),
-        schemas={
+    return {
+        "info": document["info"],
+        "groups": _groups(document),
+        "schemas": {
             name: _fields(schema) for name, schema in document["components"]["schemas"].items()
         },
-    )
-    return Response(text, 200, {"content-security-policy": POLICY}, content_type=HTML)
+    }
 
 
 def _groups(document: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
