@@ -7,7 +7,6 @@ which is looked at every other second, with the listener, after LONGEST, and wit
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -17,7 +16,7 @@ import trio
 from trio_gateway.core.errors import GatewayError, Overloaded
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
 log = structlog.get_logger()
 
@@ -83,7 +82,10 @@ class Feed:
     async def stream(self, session_id: str, nursery: trio.Nursery) -> AsyncIterator[bytes]:
         """Yield events for one client until its time is over; `nursery` outlives the request."""
         until = trio.current_time() + LONGEST
-        with self._watching(session_id) as watcher:
+        self.check_room(session_id)
+        watcher = Watcher(session_id)
+        self._watchers.add(watcher)
+        try:
             if not self._running:
                 self._running = True
                 nursery.start_soon(self._run)
@@ -97,14 +99,6 @@ class Feed:
                 if trio.current_time() >= until or self._latest is None or watcher.over:
                     break
                 yield self._latest
-
-    @contextmanager
-    def _watching(self, session_id: str) -> Iterator[Watcher]:
-        self.check_room(session_id)
-        watcher = Watcher(session_id)
-        self._watchers.add(watcher)
-        try:
-            yield watcher
         finally:
             self._watchers.discard(watcher)
 
