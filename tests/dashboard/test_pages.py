@@ -211,6 +211,32 @@ async def test_models_tenants_admins_and_webhooks_are_changed(world, admin, visi
         assert row["actor"] == "admin:admin"
 
 
+async def test_an_admin_ends_a_session_of_somebody_else(world, admin, visitor):
+    """It is on record, and the other one has to sign in again."""
+    async with visiting(admin, "viewer") as other:
+        (row,) = await world.rows("SELECT id FROM gateway.admin_sessions WHERE role = 'viewer'")
+        assert await visitor.done("/sessions/end", {"session": row["id"]}) == "/admins"
+        assert (await other.get("/")).status_code == 303
+    (act,) = await world.rows("SELECT * FROM gateway.admin_events WHERE action = 'session.end'")
+    assert (act["actor"], act["subject"]) == ("admin:admin", "some-viewer")
+    assert (await visitor.do("/sessions/end", {"session": row["id"]})).status_code == 404
+
+
+async def test_exports_run_nothing_in_a_spreadsheet(world, visitor):
+    """A name that begins as a formula does comes out with a quote before it."""
+    key = await world.keyring.issue("acme", {"name": "=HYPERLINK(1)"})
+    body = {"model": "llama3.2", "messages": [{"role": "user", "content": "hello"}]}
+    assert (await world.post("/v1/chat/completions", body, key)).status_code == 200
+    await world.settled()
+    answer = await visitor.get("/ledger.csv?span=24h&tenant=acme")
+    assert answer.headers["content-disposition"].startswith("attachment")
+    assert ",'=HYPERLINK(1)," in answer.text
+    sums = (await visitor.get("/usage.csv?span=7d&by=tenant")).text.splitlines()
+    assert len(sums) == 2
+    assert "acme" in sums[1]
+    assert (await visitor.get("/ledger.csv?tenant=nobody")).status_code == 404
+
+
 async def test_webhooks_are_made_and_tested(world):
     """The secret is shown once; a test message is queued; the viewer sees no secret."""
     async with (

@@ -63,7 +63,8 @@ async def switch(name: str, act: str) -> Response:
 @blueprint.post("/sessions/end")
 async def end() -> Response:
     """End somebody's session."""
-    await office().sessions.end((await fields()).text("session", 64))
+    session = (await fields()).text("session", 64)
+    await office().sessions.revoke(session, f"admin:{officer().name}")
     return done("session.end", "/admins")
 
 

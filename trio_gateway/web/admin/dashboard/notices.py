@@ -8,13 +8,10 @@ from typing import Any
 from quart import Blueprint, Response
 
 from trio_gateway.services.account_rows import Refused
-from trio_gateway.services.notices.notices import Notices
-from trio_gateway.services.notices.webhooks import WebhookBook
 from trio_gateway.web.admin.dashboard.forms import fields
 from trio_gateway.web.admin.dashboard.paging import PAGE, number_in
-from trio_gateway.web.admin.dashboard.shell import done, page
+from trio_gateway.web.admin.dashboard.shell import books, done, page
 from trio_gateway.web.admin.dashboard.together import POSTGRES, together
-from trio_gateway.web.admin.guard import officer
 from trio_gateway.web.admin.office import office
 
 NEAR_END = 20  # budgets shown
@@ -25,7 +22,7 @@ blueprint = Blueprint("notices", __name__)
 @blueprint.get("/notices")
 async def listing() -> Response:
     """Show the budgets that are near their end, and every notice, the latest first."""
-    before, notices = number_in("before"), Notices(office().postgres)
+    before, notices = number_in("before"), books().notices
     found, missing = await together(
         current=(POSTGRES, partial(notices.current, NEAR_END)),
         rows=(POSTGRES, partial(notices.listing, None, None, None, before, PAGE + 1)),
@@ -53,7 +50,7 @@ async def create() -> Response:
     """Add a webhook and show the secret that signs, this once."""
     form = await fields()
     try:
-        row = await _book().create(
+        row = await books().webhooks.create(
             form.text("name", 63), form.text("url", 2000), form.text("tenant") or None
         )
     except Refused as error:
@@ -64,46 +61,41 @@ async def create() -> Response:
 @blueprint.get("/webhooks/<webhook_id>")
 async def show(webhook_id: str) -> Response:
     """Show one webhook and its latest deliveries."""
-    return await page("webhook.html", webhook=await _book().show(webhook_id, PAGE))
+    return await page("webhook.html", webhook=await books().webhooks.show(webhook_id, PAGE))
 
 
 @blueprint.post("/webhooks/<webhook_id>/rotate")
 async def rotate(webhook_id: str) -> Response:
     """Give a webhook a new secret and show it, this once."""
-    return await _once(await _book().rotate(webhook_id), "The webhook has a new secret")
+    return await _once(await books().webhooks.rotate(webhook_id), "The webhook has a new secret")
 
 
 @blueprint.post("/webhooks/<webhook_id>/test")
 async def test(webhook_id: str) -> Response:
     """Have a test message sent."""
-    await _book().test(webhook_id)
-    return done("webhook.test", f"/webhooks/{(await _book().show(webhook_id))['id']}")
+    await books().webhooks.test(webhook_id)
+    return done("webhook.test", f"/webhooks/{(await books().webhooks.show(webhook_id))['id']}")
 
 
 @blueprint.post("/webhooks/<webhook_id>/<any(disable,enable):act>")
 async def switch(webhook_id: str, act: str) -> Response:
     """Send nothing there for now, or again."""
-    row = await _book().update(webhook_id, {"disabled": act == "disable"})
+    row = await books().webhooks.update(webhook_id, {"disabled": act == "disable"})
     return done(f"webhook.{act}", f"/webhooks/{row['id']}")
 
 
 @blueprint.post("/webhooks/<webhook_id>/delete")
 async def delete(webhook_id: str) -> Response:
     """Remove a webhook."""
-    await _book().delete(webhook_id)
+    await books().webhooks.delete(webhook_id)
     return done("webhook.delete", "/webhooks")
-
-
-def _book() -> WebhookBook:
-    here = office()
-    return WebhookBook(here.postgres, f"admin:{officer().name}", here.settings.webhook_hosts)
 
 
 async def _page(values: dict[str, Any] | None = None, error: Refused | None = None) -> Response:
     return await page(
         "webhooks.html",
         400 if error else 200,
-        rows=await _book().listing(),
+        rows=await books().webhooks.listing(),
         hosts=office().settings.webhook_hosts,
         values=values or {},
         error=error,

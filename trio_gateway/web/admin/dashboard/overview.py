@@ -6,11 +6,10 @@ from functools import partial
 
 from quart import Blueprint, Response
 
-from trio_gateway.services.notices.notices import Notices
 from trio_gateway.services.usage import Usage, last_days, last_hours
 from trio_gateway.web.admin.dashboard import charts
 from trio_gateway.web.admin.dashboard.numbers import DAY, spoken, traffic
-from trio_gateway.web.admin.dashboard.shell import page
+from trio_gateway.web.admin.dashboard.shell import books, page
 from trio_gateway.web.admin.dashboard.together import POSTGRES, REDIS, together
 from trio_gateway.web.admin.office import office
 
@@ -31,7 +30,7 @@ async def overview() -> Response:
         totals=(POSTGRES, partial(usage.totals, *hours)),
         hourly=(POSTGRES, partial(usage.series, "model", *hours, unit="hour", most=SERIES)),
         daily=(POSTGRES, partial(usage.series, "tenant", *days, most=SERIES)),
-        budgets=(POSTGRES, partial(Notices(here.postgres).current, NEAR_END)),
+        budgets=(POSTGRES, partial(books().notices.current, NEAR_END)),
     )
     hourly, daily = found["hourly"], found["daily"]
     return await page(
