@@ -1,5 +1,7 @@
 """The text of a key: its shape and its check."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,6 +74,7 @@ def test_one_changed_character_is_refused(position, letter):
         "x" * 1_000_000,
         "\ud800" * KEY_LENGTH,
     ],
+    ids=itertools.count(),  # two processes must name the same tests, and keys are random
 )
 def test_malformed_text_is_no_key(text):
     """Anything that is not exactly a key is None, and raises nothing."""
