@@ -18,7 +18,7 @@ Unit = Literal["hour", "day"]
 Row = dict[str, Any]
 
 _SUMS = ("requests", "failures", "prompt_tokens", "completion_tokens", "charged_tokens")
-_BUCKETS = (100, 300, 1000, 3000, 10_000)  # milliseconds
+_BUCKETS = (10, 30, 100, 300, 1000, 3000, 10_000)  # milliseconds
 _TTFT = ("ttft_count", *(f"ttft_{edge}" for edge in _BUCKETS))
 _ALL = ", ".join(f"sum({name})::float8 AS {name}" for name in (*_SUMS, *_TTFT))
 # Over all tenants sums are read from few rows, however many tenants there are.
@@ -61,7 +61,7 @@ class Usage:
     async def totals(self, since: datetime, until: datetime, tenant_id: str | None = None) -> Row:
         """Sum whole hours from `since` up to `until`, within the last weeks.
 
-        `ttft_p50_ms` and `ttft_p95_ms` are read off five steps and so only roughly right; None
+        `ttft_p50_ms` and `ttft_p95_ms` are read off seven steps and so only roughly right; None
         where no call had a first token. `outcomes` maps each outcome to its requests, the
         greatest first.
         """
