@@ -46,7 +46,7 @@ def from_tenant_to_revocation(base_url: str, gateway_url: str, token: str) -> li
         page.get_by_role("link", name="Tenants and keys").click()
         page.get_by_role("link", name="Add a tenant").click()
         page.get_by_label("Name", exact=True).fill("billing")
-        page.get_by_label("All models").check()
+        page.get_by_role("radio", name="All models").check()
         page.get_by_role("button", name="Add the tenant").click()
         page.get_by_role("heading", name="billing").wait_for()
         assert "The tenant is there" in page.locator(".note").inner_text()

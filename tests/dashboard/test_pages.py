@@ -112,6 +112,9 @@ FAULTS = (
     ({"budget_period": "week"}, "budget_period"),
     ({"max_output_tokens": "0"}, "max_output_tokens"),
     ({"more_models": "bad name"}, "models"),
+    ({"grant": "all", "models": "qwen3:8b"}, "models"),
+    ({"grant": "all", "more_models": "qwen3:8b"}, "models"),
+    ({"grant": ""}, "grant"),
     ({"weight_share": "0"}, "weight_share"),
     ({"weight_share": ""}, "weight_share"),
     ({"name": "-bad-"}, "name"),
@@ -121,7 +124,8 @@ FAULTS = (
 
 async def test_a_fault_names_its_field_and_changes_nothing(world, visitor):
     """The form comes back with the fault beside the field, and with what was written."""
-    right = {"name": "lab", "budget_period": "month", "weight_share": "1", "budget": "1 000"}
+    right = {"name": "lab", "grant": "these", "budget_period": "month", "weight_share": "1"}
+    right |= {"budget": "1 000"}
     for wrong, field in FAULTS:
         answer = await visitor.do("/tenants/new", right | wrong)
         assert answer.status_code == 400, wrong
@@ -140,7 +144,8 @@ async def test_what_a_key_may_not_is_said_in_its_form(world, visitor):
     """A key that would get more than its tenant has is refused, with the reason."""
     await world.accounts.update("acme", {"requests_per_minute": 5})
     path = f"/tenants/{world.tenant['id']}/keys/new"
-    form = {"name": "greedy", "budget_period": "month", "requests_per_minute": "6"}
+    form = {"name": "greedy", "budget_period": "month", "grant": "all"}
+    form |= {"requests_per_minute": "6"}
     answer = await visitor.do(path, form)
     assert answer.status_code == 400
     assert "6 is more than tenant acme" in html.unescape(answer.text)
@@ -148,10 +153,25 @@ async def test_what_a_key_may_not_is_said_in_its_form(world, visitor):
     assert "must be a date and a time" in answer.text
 
 
+@pytest.mark.parametrize("listed", ["models", "more_models"])
+@pytest.mark.parametrize("grant", [{}, {"grant": "all"}, {"grant": "some"}])
+async def test_models_without_the_choice_make_no_key(world, visitor, listed, grant):
+    """Models ticked or listed beside another choice are refused, for a new key and an old one."""
+    form = {"name": "narrow", "budget_period": "month", listed: "qwen3:8b"} | grant
+    before = await world.rows("SELECT id, models FROM gateway.api_keys")
+    for path in (f"/tenants/{world.tenant['id']}/keys/new", f"/keys/{world.key['id']}/edit"):
+        answer = await visitor.do(path, form)
+        assert answer.status_code == 400
+        named = "Models: " if grant == {"grant": "all"} else "Grant: "
+        assert named in words(answer.text)
+        assert "qwen3:8b" in answer.text
+    assert await world.rows("SELECT id, models FROM gateway.api_keys") == before
+
+
 async def test_keys_are_shown_once_and_work_as_told(world, visitor):
     """A key is on the page that answers its making, on no other; rotation and budgets work."""
     path = f"/tenants/{world.tenant['id']}/keys/new"
-    form = {"name": "laptop", "budget_period": "day", "narrow": "yes", "models": "qwen3:8b"}
+    form = {"name": "laptop", "budget_period": "day", "grant": "these", "models": "qwen3:8b"}
     answer = await visitor.do(path, form | {"expires_at": "2031-01-01T00:00", "budget": "50"})
     (key,) = re.findall(r"sk-tg-[A-Za-z0-9-]+", answer.text)
     (row,) = await world.rows("SELECT * FROM gateway.api_keys WHERE name = 'laptop'")
@@ -200,7 +220,8 @@ async def test_models_tenants_admins_and_webhooks_are_changed(world, admin, visi
     answer = await visitor.do("/webhooks", {"name": "chat", "url": "https://no.example/"})
     assert answer.status_code == 400
     tenant = world.tenant["id"]
-    await visitor.done(f"/tenants/{tenant}/edit", {"budget_period": "day", "weight_share": "9"})
+    form = {"budget_period": "day", "weight_share": "9", "grant": "these"}
+    await visitor.done(f"/tenants/{tenant}/edit", form)
     await visitor.done(f"/tenants/{tenant}/disable")
     await visitor.done(f"/tenants/{tenant}/enable")
     assert await visitor.done(f"/tenants/{tenant}/delete") == "/tenants"

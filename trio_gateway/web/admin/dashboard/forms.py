@@ -115,6 +115,17 @@ class Fields:
             raise Refused("must be at most 1000 names", "models")
         return sorted({_canonical(name, "models") for name in names})
 
+    def granted(self) -> list[str] | None:
+        """Return the models of the choice `Only these`, None for `All`.
+
+        Models beside the choice of all are a contradiction, and refused.
+        """
+        every = self.choice("grant", {"all", "these"}) == "all"
+        names = self.models()
+        if every and names:
+            raise Refused('are ticked or listed, but "Only these" is not chosen', "models")
+        return None if every else names
+
     def overlap(self) -> timedelta:
         """Return how long a replaced key goes on."""
         return OVERLAPS[self.choice("overlap", set(OVERLAPS))]

@@ -104,7 +104,7 @@ def _values(form: Fields) -> dict[str, Any]:
     return {
         **form.limits(),
         "name": form.text("name"),
-        "models": form.models() if form.wanted("narrow") else None,
+        "models": form.granted(),
         "expires_at": form.instant("expires_at"),
     }
 
@@ -135,8 +135,7 @@ async def _form(
         tenant=tenant,
         key=row,
         values=values,
-        narrowed=bool(values.get("narrow"))
-        or bool(row and row["models"] is not None and not error),
+        grant=values.get("grant") or ("all" if values.get("models") is None else "these"),
         ticked=ticked,
         known=sorted(ticked | allowed),
         error=error,

@@ -119,11 +119,11 @@ async def end_extension(tenant_id: str) -> Response:
 
 
 def _values(form: Fields) -> dict[str, Any]:
-    every = form.wanted("all_models")
+    models = form.granted()
     return {
         **form.limits(),
-        "all_models": every,
-        "models": [] if every else form.models(),
+        "all_models": models is None,
+        "models": models or [],
         "allow_cloud": form.wanted("allow_cloud"),
         "weight_share": form.needed("weight_share", 1, 1000),
     }
@@ -137,6 +137,7 @@ async def _form(row: Row | None, values: Any, error: Refused | None = None) -> R
         400 if error else 200,
         tenant=row,
         values=values,
+        grant=values.get("grant") or ("all" if values.get("all_models") else "these"),
         ticked=ticked,
         known=sorted(ticked | set(found["models"] or ())),
         error=error,
