@@ -84,3 +84,10 @@ def test_serve_refuses_one_store_alone(monkeypatch, capsys, name):
     error = capsys.readouterr().err
     assert "set both DATABASE_URL and REDIS_URL" in error
     assert error.count("\n") == 1
+
+
+def test_the_token_of_the_scrape_is_not_that_of_an_admin():
+    """Whoever reads numbers would be able to change everything."""
+    tokens = {"TRIO_GATEWAY_ADMIN_TOKEN": "same", "TRIO_GATEWAY_METRICS_TOKEN": "same"}
+    with pytest.raises(settings.BadSettings, match="METRICS_TOKEN must be another"):
+        settings.load(tokens)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from trio_gateway import settings
+from trio_gateway.clients.containment import contain
 from trio_gateway.logs import configure
 from trio_gateway.office import open_office
 from trio_gateway.web.admin.app import AdminApp, create_admin
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 def build(configuration: Callable[[], Settings] = settings.load) -> AdminApp:
     """Build the application with its lifespan; the settings are read at start-up."""
+    contain()
     app = create_admin()
     stop, closed = trio.Event(), trio.Event()
 

@@ -193,6 +193,12 @@ class Settings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _tokens(self) -> Settings:
+        if self.metrics_token and self.metrics_token == self.admin_token:
+            raise ValueError("METRICS_TOKEN must be another than ADMIN_TOKEN")
+        return self
+
+    @model_validator(mode="after")
     def _oidc(self) -> Settings:
         wanted = {
             "OIDC_CLIENT_ID": self.oidc_client_id,

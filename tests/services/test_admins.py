@@ -4,7 +4,12 @@ import hashlib
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import trio
 
+from tests.proxy import open_door
+from trio_gateway.clients.bridge import open_bridge
+from trio_gateway.clients.postgres import open_postgres
+from trio_gateway.core.errors import StoreUnavailable
 from trio_gateway.core.officers import Officer, Role, lookup_of
 from trio_gateway.services.account_rows import NotFound, Refused
 from trio_gateway.services.admins import AdminBook, Admins
@@ -176,6 +181,43 @@ async def test_a_session_of_a_provider_ends_where_none_is_set_any_more(postgres,
     assert found is not None
     assert found.officer.role is Role.VIEWER
     assert await Sessions(postgres, admins, 1800).find(secret) is None
+
+
+@pytest.mark.parametrize("away", ["shut", "swallow"])
+async def test_a_scrape_is_answered_for_a_while_where_postgresql_is_away(book, database, away):
+    """It is what tells of the outage; nothing else is, nor a token that was not seen before."""
+    token, other = [(await book.create(name, "metrics"))["token"] for name in ("a", "b")]
+    async with (
+        open_door(database) as door,
+        open_bridge() as bridge,
+        open_postgres(bridge, door.url, size=2) as postgres,
+    ):
+        admins = Admins(postgres, Secrets(), {})
+        assert await admins.prove_for_scrape(token)
+        getattr(door, away)()
+        with trio.fail_after(5):
+            found = await admins.prove_for_scrape(token)
+            assert found is not None
+            assert found.role is Role.METRICS
+            with pytest.raises(StoreUnavailable):
+                await admins.prove_for_scrape(other)
+
+
+async def test_a_token_that_was_refused_is_not_remembered_for_the_scrape(book, database):
+    """What was heard of it last counts."""
+    token = (await book.create("a", "metrics"))["token"]
+    async with (
+        open_door(database) as door,
+        open_bridge() as bridge,
+        open_postgres(bridge, door.url, size=2) as postgres,
+    ):
+        admins = Admins(postgres, Secrets(), {})
+        assert await admins.prove_for_scrape(token)
+        await book.disable("a")
+        assert await admins.prove_for_scrape(token) is None
+        door.shut()
+        with pytest.raises(StoreUnavailable):
+            await admins.prove_for_scrape(token)
 
 
 async def test_logins_wait_after_failures_of_an_account_or_an_address(postgres):

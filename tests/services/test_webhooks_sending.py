@@ -286,6 +286,7 @@ async def test_gone_is_taken_at_its_word(desk, receiver):
         ("Fri, 31 Dec 2100 23:59:59 GMT", 3599, 3601),
         ("-5", 0, 1),
         ("soon", 0, 1),
+        ("1 Jan 99999999999 0:0:0 +0", 0, 1),
         ("", 0, 1),
         ("1" * 500, 0, 1),
     ],

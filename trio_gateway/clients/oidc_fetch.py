@@ -90,11 +90,12 @@ def _renamed() -> Iterator[None]:
         raise ProviderUnavailable("gave no proper answer") from error
 
 
-def _error(text: bytes) -> Any:
+def _error(text: bytes) -> str | None:
     try:
-        return orjson.loads(text)["error"]
+        error = orjson.loads(text)["error"]
     except (ValueError, TypeError, KeyError):
         return None
+    return error if isinstance(error, str) else None
 
 
 def _object(status: int, text: bytes) -> dict[str, Any]:

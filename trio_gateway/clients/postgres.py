@@ -6,6 +6,7 @@ is paid once for the operation, not once for each query.
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -113,9 +114,34 @@ class Postgres:
         rows = await self.fetch(query, *args)
         return rows[0] if rows else None
 
+    async def glance(self, limit: float, query: str, *args: Any) -> asyncpg.Record | None:
+        """As `fetch_one`, within `limit` seconds whatever state the server is in.
+
+        A server that is silent does not answer to a cancel either: the query is left alone, and
+        ends by its own limit.
+        """
+
+        async def bounded() -> Sequence[asyncpg.Record]:
+            query_task = asyncio.ensure_future(self._fetch(query, args))
+            done, _ = await asyncio.wait({query_task}, timeout=limit)
+            if not done:
+                query_task.add_done_callback(_forget)
+                raise TimeoutError
+            return query_task.result()
+
+        with mapped_errors():
+            rows = await self._bridge.run(bounded)
+        return rows[0] if rows else None
+
     async def _fetch(self, query: str, args: tuple[Any, ...]) -> Sequence[asyncpg.Record]:
         async with self._pool.acquire(timeout=CONNECT_LIMIT) as connection:
             return await connection.fetch(query, *args)
+
+
+def _forget(task: asyncio.Future[Any]) -> None:
+    """Look at how a query ended that nobody waits for, or its failure would be logged."""
+    if not task.cancelled():
+        task.exception()
 
 
 @asynccontextmanager

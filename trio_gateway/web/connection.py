@@ -77,7 +77,7 @@ class Connection(TrioASGIHTTPConnection):
         preflight = gateway.cors.preflight(scope) if methods(raw_path) else None
         if preflight is not None:
             pairs = [*preflight, (b"x-request-id", request_id.encode())]
-            await _answer(receive, send, 204, b"", pairs)
+            await answer(receive, send, 204, b"", pairs)
             return
         refusal = screen(scope, raw_path)
         if refusal is not None:
@@ -194,10 +194,10 @@ async def _refuse(
         headers["connection"] = "close"
     pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
     prefix = "" if scope["type"] == "http" else "websocket."
-    await _answer(receive, send, error.status, body, pairs, prefix)
+    await answer(receive, send, error.status, body, pairs, prefix)
 
 
-async def _answer(
+async def answer(
     receive: Any,
     send: Any,
     status: int,

@@ -99,10 +99,10 @@ def screen(scope: dict[str, Any], raw_path: str) -> GatewayError | None:
         return EndpointNotAllowed()
     if scope["method"] not in allowed:
         return MethodNotAllowed(", ".join(allowed))
-    return _framing(scope["headers"])
+    return framing(scope["headers"])
 
 
-def _framing(headers: list[tuple[bytes, bytes]]) -> GatewayError | None:
+def framing(headers: list[tuple[bytes, bytes]]) -> GatewayError | None:
     """Refuse what two readers of one connection could read differently."""
     seen: dict[bytes, int] = {}
     for name, value in headers:

@@ -22,7 +22,7 @@ from trio_gateway.core.errors import (
     StoreUnavailable,
     Unauthenticated,
 )
-from trio_gateway.services.account_rows import start_of, write_event
+from trio_gateway.services.account_rows import start_of, storable, write_event
 from trio_gateway.services.batches.rows import COLUMNS, batch
 
 if TYPE_CHECKING:
@@ -143,11 +143,11 @@ class BatchBook:
 
     async def find_any(self, batch_id: str) -> Batch:
         """As `find`, whoever's it is; for the operator."""
-        return await self._find(batch_id, None)
+        return await self._find(storable(batch_id), None)
 
     async def cancel_any(self, batch_id: str, actor: str = "operator") -> Batch:
         """As `cancel`, whoever's it is; recorded as an act of the operator's."""
-        return await self._postgres.transact(_cancel_recorded, batch_id, actor)
+        return await self._postgres.transact(_cancel_recorded, storable(batch_id), actor)
 
     async def _find(self, batch_id: str, tenant_id: str | None) -> Batch:
         row = await self._postgres.fetch_one(_FIND, batch_id, tenant_id)

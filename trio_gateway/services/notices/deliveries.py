@@ -200,6 +200,10 @@ class Deliveries:
             return _failed(row["attempts"], None, error.reason)
         except ValueError:  # written by hand
             return _failed(row["attempts"], None, "the secret is not one")
+        except Exception as error:
+            # Whatever one receiver does, the others are to be told.
+            log.exception("delivery_broke", type=type(error).__name__)
+            return _failed(row["attempts"], None, "no proper answer")
         if 200 <= receipt.status < 300:
             return _End("delivered", receipt.status)
         if receipt.status == GONE:

@@ -9,6 +9,7 @@ from quart_trio import QuartTrio
 
 from trio_gateway.web.admin import metrics, oidc, status
 from trio_gateway.web.admin.api.routes import register_api
+from trio_gateway.web.admin.connection import AdminConnection, AdminHandshake
 from trio_gateway.web.admin.dashboard.dashboard import add_dashboard
 from trio_gateway.web.admin.dashboard.failures import failure_page
 from trio_gateway.web.admin.errors import error_response
@@ -33,6 +34,8 @@ HEADERS = {
 class AdminApp(QuartTrio):
     """A Quart-Trio application; `office` is set by whoever starts it."""
 
+    asgi_http_class = AdminConnection
+    asgi_websocket_class = AdminHandshake
     request_class = AdminRequest
     office: Office
 

@@ -8,7 +8,7 @@ the rest        the dashboard's, which has sessions; see `dashboard`
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from quart import g, request
 
@@ -17,6 +17,9 @@ from trio_gateway.core.officers import Officer, Role
 from trio_gateway.web.admin.hosts import is_ours
 from trio_gateway.web.admin.office import office
 from trio_gateway.web.credentials import client_address, presented_key
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 API = "/admin/v1/"
@@ -54,9 +57,9 @@ async def guard() -> None:
         raise HostRefused
     path = request.path
     if path == METRICS:
-        await _prove()
+        await _prove(office().admins.prove_for_scrape)
     elif path.startswith(API):
-        await _prove()
+        await _prove(office().admins.prove)
         require(Role.VIEWER if request.method in READING else Role.ADMIN)
 
 
@@ -85,14 +88,14 @@ def client() -> str | None:
     return client_address(cast("dict[str, object]", request.scope), office().trusted)
 
 
-async def _prove() -> None:
+async def _prove(by: Callable[[str], Awaitable[Officer | None]]) -> None:
     for name in (b"authorization", b"x-api-key"):
         _only(name)
     try:
         token = presented_key(request.scope["headers"])
     except Unauthenticated:
         token = None
-    found = None if token is None else await office().admins.prove(token)
+    found = None if token is None else await by(token)
     if found is None:
         raise TokenRefused
     g.officer = found

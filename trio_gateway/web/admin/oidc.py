@@ -119,7 +119,8 @@ async def _prove(here: OidcOffice) -> Officer:
     try:
         pending = await here.attempts.take(request.cookies.get(_cookie(), ""), state or "")
     except AttemptRefused:
-        raise LoginFailed(403, NOT_OURS, "not_ours") from None
+        # Nothing to guess here, and any page can send its visitor's browser this way.
+        raise LoginFailed(403, NOT_OURS, "not_ours", counts=False) from None
     if error is not None:
         _explain(error)
     if not code:

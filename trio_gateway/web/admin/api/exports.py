@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,8 +28,8 @@ CSV = "text/csv; charset=utf-8"
 JSONL = "application/jsonl"
 MEDIA = ("text/csv", JSONL)
 STEP = 1000  # rows read at once
-# A spreadsheet takes a cell that begins so for a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+# A spreadsheet takes a cell that begins so for a formula; some split at a semicolon or a tab.
+_FORMULA = re.compile(r"[\t\r\n]|(?:.*[;\t])?\s*[=+\-@\uff1d\uff0b\uff0d\uff20]", re.DOTALL)
 _NUMBERS = (int, float)
 _BY_TYPE: dict[str, Format] = {"application/json": "json", "text/csv": "csv", JSONL: "jsonl"}
 
@@ -102,5 +103,5 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        return f"'{value}" if value.startswith(_FORMULA) else value
+        return f"'{value}" if _FORMULA.match(value) else value
     return str(value) if type(value) in _NUMBERS else json.dumps(value)
