@@ -14,9 +14,13 @@ from tests.dashboard.test_doors import SPECIAL, addresses
 from tests.dashboard.visitor import visiting, words
 from tests.integration.admin_world import open_admin
 from tests.proxy import open_door
-from trio_gateway.web.admin.dashboard import charts
+from trio_gateway.core.officers import Officer, Role, sha256_hex
+from trio_gateway.services.sessions import Session
+from trio_gateway.web.admin.dashboard import charts, desk, together
+from trio_gateway.web.admin.dashboard import proven as remembered
 from trio_gateway.web.admin.dashboard import words as spoken
 
+SECONDS = 3  # for a page whose store hangs, which itself gives up after five or ten
 MARKUP = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
 
 
@@ -103,6 +107,97 @@ async def test_a_store_that_is_away_is_named(world, away, named):
         with trio.fail_after(15):
             while (await visitor.get("/")).status_code != 200:  # noqa: ASYNC110
                 await trio.sleep(0.1)
+
+
+async def test_a_database_that_hangs_is_named_within_seconds(world, monkeypatch):
+    """Pages give up on it; health says that it is away, to whoever was proven of late alone."""
+    assert desk.PATIENCE + together.PATIENCE <= 7
+    monkeypatch.setattr(desk, "PATIENCE", 0.8)
+    monkeypatch.setattr(together, "PATIENCE", 0.8)
+    url = world.gateway.settings.database_url
+    async with (
+        open_door(url) as door,
+        open_admin(world, database_url=door.url) as admin,
+        visiting(admin) as visitor,
+        visiting(admin, None) as nobody,
+    ):
+        await visitor.see("/health")
+        door.swallow()
+        for path in ("/", "/no/such/page"):
+            with trio.fail_after(SECONDS):
+                answer = await visitor.get(path)
+            assert answer.status_code == (503 if path == "/" else 404)
+        with trio.fail_after(SECONDS):
+            health = await visitor.get("/health")
+        assert health.status_code == 503
+        assert re.search(r"PostgreSQL</dt>\s*<dd>away</dd>", health.text)
+        assert "Sign out" in health.text
+        assert (await nobody.get("/health")).status_code == 303
+        nobody.cookies.set("tg-session", "of-nobody")
+        answer = await nobody.get("/health")
+        assert answer.status_code == 503
+        assert "PostgreSQL cannot be reached" in answer.text
+        assert "Sign out" not in answer.text
+        # A change may have been the end of the session, so it ends what is remembered.
+        assert (await visitor.do("/logout")).status_code == 503
+        assert "Sign out" not in (await visitor.get("/health")).text
+        door.reopen()
+        door.cut()
+        with trio.fail_after(15):
+            while (await visitor.get("/")).status_code != 200:  # noqa: ASYNC110
+                await trio.sleep(0.1)
+
+
+async def test_a_session_that_is_over_is_not_remembered(world):
+    """Signing out ends it for the health page too; so does anybody's end of a session."""
+    url = world.gateway.settings.database_url
+    async with (
+        open_door(url) as door,
+        open_admin(world, database_url=door.url) as admin,
+        visiting(admin) as visitor,
+    ):
+        kept = {"cookie": f"tg-session={visitor.cookies['tg-session']}"}
+        await visitor.see("/health")
+        await visitor.done("/logout")
+        door.shut()
+        answer = await visitor.get("/health", headers=kept)
+        assert "Sign out" not in answer.text
+
+
+def test_few_sessions_are_remembered_and_not_for_long(monkeypatch):
+    """The memory has a bound, and each session in it a minute."""
+    now = 100.0
+    monkeypatch.setattr(remembered.trio, "current_time", lambda: now)
+    memory = remembered.Proven()
+    for number in range(remembered.MOST + 5):
+        officer = Officer("eve", Role.VIEWER, "settings:viewer")
+        memory.note(Session(officer, "csrf", sha256_hex(str(number))))
+    assert len(memory) == remembered.MOST
+    assert memory.find("4") is None
+    assert memory.find("5") is not None
+    now += remembered.LIFE
+    assert memory.find("5") is None
+
+
+async def test_tiles_charts_and_outcomes_add_up(world, visitor):
+    """They are read of one snapshot: the same tokens and requests in each."""
+    body = {"model": "llama3.2", "messages": [{"role": "user", "content": "hello"}]}
+    for _ in range(3):
+        assert (await world.post("/v1/chat/completions", body)).status_code == 200
+    await world.settled()
+    text = await visitor.see("/")
+    assert re.search(r"Requests</dt>\s*<dd>3</dd>", text)
+    (tokens,) = re.findall(r"Tokens charged</dt>\s*<dd>(\d+)</dd>", text)
+    assert re.findall(r"(\d+) tokens in all", text) == [tokens, tokens]
+    assert re.search(r'completed</th><td class="num">3</td>', text)
+    live = set(re.findall(r'data-live="([^"]+)"', text))
+    assert live == {"calls", "waiting", "workers"}
+
+
+async def test_a_missing_page_knows_who_is_signed_in(admin, visitor):
+    """The shell stays around it, and shows nothing of a session to others."""
+    assert "Sign out" in await visitor.see("/no/such/page", 404)
+    assert "Sign out" not in (await admin.client.get("/no/such/page")).text
 
 
 FAULTS = (

@@ -7,20 +7,25 @@ a page of ours as its origin, and the role `admin`, but for what concerns the se
 from __future__ import annotations
 
 import hmac
+from functools import partial
 from typing import TYPE_CHECKING, cast
 from urllib.parse import quote, urlsplit
 
 from quart import Blueprint, g, redirect, request
 
-from trio_gateway.core.errors import CallerError
+from trio_gateway.core.errors import CallerError, StoreUnavailable
 from trio_gateway.core.officers import Role
 from trio_gateway.web.admin.cookies import session_secret
+from trio_gateway.web.admin.dashboard.bounded import within
+from trio_gateway.web.admin.dashboard.proven import proven
 from trio_gateway.web.admin.dashboard.words import FILTERS
 from trio_gateway.web.admin.guard import READING, require
 from trio_gateway.web.admin.office import office
 
 if TYPE_CHECKING:
     from quart import Response
+
+    from trio_gateway.services.sessions import Session
 
 NAME = "dashboard"
 OPEN = frozenset(f"{NAME}.{name}" for name in ("static", "login.ask", "login.enter"))
@@ -29,6 +34,8 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
     " connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+HEALTH = f"{NAME}.machines.health"
+PATIENCE = 3.0  # seconds for the look-up of a session
 YEAR = 31_536_000  # seconds
 RENEWAL = "x-renewal"  # the header of the script that renews a part of a page
 
@@ -51,6 +58,10 @@ class FormRefused(CallerError):
     )
 
 
+class SessionsAway(StoreUnavailable):
+    """Raised where PostgreSQL, which keeps the sessions, gives no answer."""
+
+
 class SignedOut(CallerError):
     """Raised where a session is wanted, and there is none any more."""
 
@@ -66,13 +77,14 @@ async def admit() -> Response | None:
         return None
     secret = session_secret(request)
     renewal = RENEWAL in request.headers or request.path == "/events"
-    session = await office().sessions.find(secret, seen=not renewal) if secret else None
+    session = await known(secret, seen=not renewal) if secret else None
     if session is None:
         if request.method != "GET" or renewal:
             raise SignedOut
         return cast("Response", redirect(login_for(request.full_path), 303))
     g.session, g.officer = session, session.officer
     if request.method not in READING:
+        proven().clear()
         await check_form(session.csrf)
         require(Role.VIEWER if request.endpoint in OWN else Role.ADMIN)
     return None
@@ -93,6 +105,27 @@ async def secure(response: Response) -> Response:
 def add_filters(state: object) -> None:
     """Let the templates write numbers, sizes and times."""
     state.app.jinja_env.filters.update(FILTERS)  # type: ignore[attr-defined]
+
+
+async def known(secret: str, *, seen: bool) -> Session | None:
+    """Return the session behind a cookie, None where it is over; raises SessionsAway.
+
+    The health page is shown while PostgreSQL is away, to whoever was proven shortly before.
+    """
+    try:
+        session = await within(PATIENCE, partial(office().sessions.find, secret, seen=seen))
+    except StoreUnavailable:
+        if request.method not in READING:
+            proven().forget(secret)
+        health = request.endpoint == HEALTH and request.method == "GET"
+        if health and (session := proven().find(secret)) is not None:
+            return session
+        raise SessionsAway from None
+    if session is None:
+        proven().forget(secret)
+    else:
+        proven().note(session)
+    return session
 
 
 async def check_form(token: str) -> None:

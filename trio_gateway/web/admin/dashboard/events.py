@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from quart import Blueprint, Response, current_app, g, request
 
 from trio_gateway.web.admin.dashboard.feed import Feed
-from trio_gateway.web.admin.dashboard.numbers import Pulse
+from trio_gateway.web.admin.dashboard.numbers import pulse
 from trio_gateway.web.admin.office import office
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def feed_of() -> Feed:
     found = current_app.extensions.get(PLACE)
     if found is None:
         here = office()
-        found = Feed(Pulse(here), here.sessions.alive, here.leaving)
+        found = Feed(partial(pulse, here), here.sessions.alive, here.leaving)
         current_app.extensions[PLACE] = found
     return cast("Feed", found)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from quart import Response, render_template
+from quart import Response, g, render_template, request
 
 from trio_gateway.clients.postgres import NotMigrated
 from trio_gateway.core.errors import GatewayError, MethodNotAllowed, StoreUnavailable
-from trio_gateway.web.admin.dashboard.desk import POLICY
+from trio_gateway.web.admin.cookies import session_secret
+from trio_gateway.web.admin.dashboard.desk import POLICY, SessionsAway, known
 from trio_gateway.web.admin.dashboard.shell import HTML, surroundings
 from trio_gateway.web.admin.errors import as_gateway_error
 from trio_gateway.web.admin.guard import HostRefused
@@ -35,6 +37,8 @@ TITLES: Mapping[int, str] = {
 async def failure_page(error: Exception) -> Response:
     """Render an error for a browser."""
     shown = as_gateway_error(error)
+    if shown.status in {404, 405}:
+        await _recall()
     text = await render_template(
         "error.html",
         **surroundings(),
@@ -53,7 +57,17 @@ async def failure_page(error: Exception) -> Response:
     return response
 
 
+async def _recall() -> None:
+    """Note who is signed in, for addresses that are no page and so came past no door."""
+    secret = None if g.get("session") else session_secret(request)
+    if secret:
+        with suppress(StoreUnavailable, NotMigrated):
+            g.session = await known(secret, seen=False)
+
+
 def _said(error: Exception, shown: GatewayError) -> str:
+    if isinstance(error, SessionsAway):
+        return "PostgreSQL cannot be reached, and it keeps the sessions. Pages come back with it."
     if isinstance(error, StoreUnavailable):
         away = "PostgreSQL" if office().redis.connected else "Redis"
         return f"{away} cannot be reached. The page comes back when it does."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING, cast
 
 from quart import Blueprint, Response
 
@@ -12,6 +13,12 @@ from trio_gateway.web.admin.dashboard.numbers import DAY, spoken, traffic
 from trio_gateway.web.admin.dashboard.shell import books, page
 from trio_gateway.web.admin.dashboard.together import POSTGRES, REDIS, together
 from trio_gateway.web.admin.office import office
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from trio_gateway.clients.postgres import Connection, Postgres
+    from trio_gateway.services.usage import Row
 
 MONTH = 30  # days
 SERIES = 7  # in one chart, and the rest
@@ -24,25 +31,36 @@ blueprint = Blueprint("overview", __name__)
 async def overview() -> Response:
     """Read sums, reports and notices; nothing here grows with keys or the ledger."""
     here = office()
-    usage, hours, days = Usage(here.postgres), last_hours(DAY), last_days(MONTH)
+    hours, days = last_hours(DAY), last_days(MONTH)
     found, missing = await together(
         traffic=(REDIS, partial(traffic, here)),
-        totals=(POSTGRES, partial(usage.totals, *hours)),
-        hourly=(POSTGRES, partial(usage.series, "model", *hours, unit="hour", most=SERIES)),
-        daily=(POSTGRES, partial(usage.series, "tenant", *days, most=SERIES)),
+        sums=(POSTGRES, partial(here.postgres.run, _sums, hours, days)),
         budgets=(POSTGRES, partial(books().notices.current, NEAR_END)),
     )
-    hourly, daily = found["hourly"], found["daily"]
+    totals, hourly, daily = found["sums"] or (None, None, None)
     return await page(
         "overview.html",
         503 if missing else 200,
         missing=missing,
         now=found["traffic"],
-        day=None if found["totals"] is None else spoken(found["totals"]),
-        outcomes=found["totals"] and found["totals"]["outcomes"],
+        day=None if totals is None else spoken(totals),
+        outcomes=totals and totals["outcomes"],
         hourly=hourly is not None
         and charts.stacked("Tokens by model, last 24 hours", hourly, hours, "hour"),
         daily=daily is not None
         and charts.stacked("Tokens by tenant, last 30 days", daily, days, "day"),
         budgets=found["budgets"],
     )
+
+
+async def _sums(
+    connection: Connection, hours: tuple[datetime, datetime], days: tuple[datetime, datetime]
+) -> tuple[Row, list[Row], list[Row]]:
+    """Read what tiles, charts and outcomes show of one snapshot, so that they add up."""
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        usage = Usage(cast("Postgres", connection))  # it asks either to fetch, and no more
+        return (
+            await usage.totals(*hours),
+            await usage.series("model", *hours, unit="hour", most=SERIES),
+            await usage.series("tenant", *days, most=SERIES),
+        )

@@ -8,12 +8,14 @@ import trio
 
 from trio_gateway.clients.postgres import NotMigrated
 from trio_gateway.core.errors import StoreUnavailable
+from trio_gateway.web.admin.dashboard.bounded import within
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     Read = tuple[str, Callable[[], Awaitable[Any]]]
 
+PATIENCE = 4.0  # seconds for all reads of a page together
 POSTGRES = "PostgreSQL"
 REDIS = "Redis"
 
@@ -25,7 +27,7 @@ async def together(**reads: Read) -> tuple[dict[str, Any], list[str]]:
 
     async def one(name: str, store: str, read: Callable[[], Awaitable[Any]]) -> None:
         try:
-            found[name] = await read()
+            found[name] = await within(PATIENCE, read)
         except (StoreUnavailable, NotMigrated):
             missing.add(store)
 
