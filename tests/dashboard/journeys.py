@@ -159,6 +159,9 @@ def watch_a_batch(base_url: str, gateway_url: str, token: str, key: str) -> list
             page.locator("#batch .badge", has_text=status).first.wait_for(timeout=30_000)
             seen.append(page.locator("#batch progress").get_attribute("value"))
         assert page.evaluate("window.kept") is True
+        assert page.locator("dt", has_text="Completed").count() == 2  # the count, and the step
+        assert page.get_by_text("Cancel…").count() == 0
+        assert page.locator("dt", has_text="Output").count() == 1
     return seen
 
 

@@ -70,6 +70,7 @@ async def _pages(admin: AdminWorld, keys: dict[str, Any], batch_id: str) -> dict
         "tenant": f"/tenants/{keys['research']['tenant_id']}",
         "tenant-form": f"/tenants/{key['tenant_id']}/edit",
         "key": f"/keys/{key['id']}",
+        "key-form": f"/tenants/{key['tenant_id']}/keys/new",
         "models": "/models",
         "batches": "/batches",
         "batch": f"/batches/{batch_id}",

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import pytest
-
 from tests.dashboard.visitor import visiting
 from trio_gateway.web.admin.dashboard.desk import OPEN, OWN, POLICY
 
@@ -31,32 +29,6 @@ def addresses(admin: Any, method: str, made: Any) -> dict[str, str]:
             found[rule.endpoint] = path
     assert not [path for path in found.values() if "<" in path and "static" not in path]
     return found
-
-
-@pytest.fixture
-async def made(world):
-    """Something for every kind of id."""
-    file = await world.client.post(
-        "/v1/files",
-        files={"file": ("lines.jsonl", b"{}\n", "application/jsonl")},
-        data={"purpose": "batch"},
-        headers=world.auth(),
-    )
-    assert file.status_code == 200, file.text
-    body = {"input_file_id": file.json()["id"], "endpoint": "/v1/embeddings"}
-    batch = await world.post("/v1/batches", body | {"completion_window": "24h"})
-    assert batch.status_code == 200, batch.text
-    await world.rows(
-        "INSERT INTO gateway.webhooks (id, name, url, secret) VALUES"
-        " ('wh_some', 'some', 'https://hooks.example.com/', 'whsec_c29tZQ==')"
-    )
-    return {
-        "tenant": world.tenant["id"],
-        "key": world.key["id"],
-        "batch": batch.json()["id"],
-        "file": file.json()["id"],
-        "webhook": "wh_some",
-    }
 
 
 async def test_nobody_passes_without_a_session(world, admin, made):

@@ -269,6 +269,8 @@ async def test_keys_are_shown_once_and_work_as_told(world, visitor):
     form = {"name": "laptop", "budget_period": "day", "grant": "these", "models": "qwen3:8b"}
     answer = await visitor.do(path, form | {"expires_at": "2031-01-01T00:00", "budget": "50"})
     (key,) = re.findall(r"sk-tg-[A-Za-z0-9-]+", answer.text)
+    assert "Key laptop of tenant acme." in answer.text
+    assert "Shown this once: keep it now." in answer.text
     (row,) = await world.rows("SELECT * FROM gateway.api_keys WHERE name = 'laptop'")
     assert (row["models"], row["budget"]) == (["qwen3:8b"], 50)
     assert row["expires_at"] == datetime(2031, 1, 1, tzinfo=UTC)
@@ -289,8 +291,10 @@ async def test_keys_are_shown_once_and_work_as_told(world, visitor):
     await visitor.done(f"{where}/disable")
     assert "disabled" in await visitor.see(where)
     await visitor.done(f"{where}/enable")
-    await visitor.done(f"{where}/revoke", {"reason": "over"})
-    assert "/revoke" not in await visitor.see(where)
+    await visitor.done(f"{where}/revoke", {"reason": "laptop lost"})
+    text = await visitor.see(where)
+    assert "/revoke" not in text
+    assert re.search(r"Revoked</dt><dd><time[^>]+>[^<]+</time>: laptop lost</dd>", text)
 
 
 async def test_models_tenants_admins_and_webhooks_are_changed(world, admin, visitor):
@@ -325,6 +329,52 @@ async def test_models_tenants_admins_and_webhooks_are_changed(world, admin, visi
     assert {"model.block", "model.update", "admin.assign", "tenant.delete"} <= acts
     for row in await world.rows("SELECT actor FROM gateway.admin_events WHERE action ~ '^model'"):
         assert row["actor"] == "admin:admin"
+
+
+async def test_the_record_is_read_by_people(world, visitor):
+    """Names stand beside ids, also of what is gone; weights, yes and no, and instants are told."""
+    await visitor.done("/models/edit", {"name": "qwen3:8b", "weight": "2.5", "blocked": "yes"})
+    key = await world.keyring.issue("acme", {"name": "laptop"})
+    await world.keyring.update(key["id"], {"expires_at": datetime(2031, 1, 1, tzinfo=UTC)})
+    gone = await world.accounts.create("lab", {})
+    await world.accounts.delete("lab")
+    text = await visitor.see("/audit")
+    assert re.search(r"<dt>weight</dt><dd>(<del>1</del> → )?<ins>2.5</ins>", text)
+    assert re.search(r"<dt>blocked</dt><dd>(<del>no</del> → )?<ins>yes</ins>", text)
+    wanted = '<ins><time datetime="2031-01-01T00:00:00Z"'
+    assert f"<dt>expires at</dt><dd><del>none</del> → {wanted}" in text
+    for name, row in (("laptop", key), ("lab", gone)):
+        assert re.search(rf'>{name}<br><span class="mono[^>]+>{row["id"]}</span>', text)
+    assert f'laptop <span class="mono">{key["id"]}' in await visitor.see(
+        f"/audit?subject={key['id']}"
+    )
+
+
+async def test_a_batch_names_its_key_and_leads_to_its_files(world, visitor, made):
+    """Ids of files lead to the list in which they stand."""
+    await world.keyring.update(made["key"], {"name": "nightly"})
+    text = await visitor.see(f"/batches/{made['batch']}")
+    assert f'<a href="/keys/{made["key"]}">nightly</a>' in text
+    (where,) = re.findall(rf'href="(/files\?[^"]+#{made["file"]})"', text)
+    assert f'<tr id="{made["file"]}">' in await visitor.see(html.unescape(where))
+
+
+async def test_sessions_end_when_they_have_rested(world, visitor):
+    """What is told of a session is the nearer of its end and the idle limit."""
+    text = await visitor.see("/admins")
+    (row,) = await world.rows("SELECT seen_at, expires_at FROM gateway.admin_sessions")
+    assert f'<time datetime="{spoken.iso(row["seen_at"] + timedelta(minutes=30))}"' in text
+    assert f'<time datetime="{spoken.iso(row["expires_at"])}"' not in text
+    await world.rows("UPDATE gateway.admin_sessions SET expires_at = now() + interval '9 minutes'")
+    text = await visitor.see("/admins")
+    (row,) = await world.rows("SELECT expires_at FROM gateway.admin_sessions")
+    assert f'<time datetime="{spoken.iso(row["expires_at"])}"' in text
+
+
+async def test_backticks_of_the_description_are_code(visitor):
+    """The API's page shows no mark-up of another kind."""
+    text = re.sub(r"<[^>]+>", "", await visitor.see("/docs"))
+    assert "`" not in text
 
 
 async def test_an_admin_ends_a_session_of_somebody_else(world, admin, visitor):
@@ -463,6 +513,7 @@ def test_days_are_dates_and_nothing_is_nothing():
         (spoken.span(0.2), "0 s"),
         (spoken.span(86_400), "1 d"),
         (spoken.share(99.9, 100), 99),
+        (spoken.share(114, 100), 114),
         (spoken.share(5, 0), 100),
         (spoken.share(0, None), 0),
         (spoken.plural(1, "call"), "1 call"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from quart import Blueprint, Response, g
 
@@ -78,7 +79,7 @@ async def _page(values: dict[str, Any] | None = None, error: Refused | None = No
         400 if error else 503 if missing else 200,
         missing=missing,
         admins=found["admins"] or [],
-        sessions=found["sessions"] or [],
+        sessions=[{**row, "ends_at": _end(row)} for row in found["sessions"] or []],
         own=g.session.id,
         me=officer(),
         roles=ROLES,
@@ -87,12 +88,19 @@ async def _page(values: dict[str, Any] | None = None, error: Refused | None = No
     )
 
 
+def _end(row: dict[str, Any]) -> datetime:
+    """Return when a session ends if nobody comes back to it."""
+    idle = timedelta(seconds=office().settings.admin_session_timeout)
+    return cast("datetime", min(row["expires_at"], row["seen_at"] + idle))
+
+
 async def _once(row: dict[str, Any], title: str) -> Response:
     return await page(
         "secret.html",
         title=title,
         secret=row["token"],
         what="token",
+        whose=f"Token of admin {row['name']}.",
         back="/admins",
         section="/admins",
         until=None,

@@ -8,6 +8,7 @@ from quart import Blueprint, Response
 
 from trio_gateway.core.batches import TERMINAL, Status
 from trio_gateway.services.tenant_names import tenant_names
+from trio_gateway.web.admin.dashboard.named import names_of
 from trio_gateway.web.admin.dashboard.paging import argument, one_of
 from trio_gateway.web.admin.dashboard.shell import books, done, page
 from trio_gateway.web.admin.guard import officer
@@ -51,7 +52,16 @@ async def show(batch_id: str) -> Response:
     return await page(
         "batch.html",
         batch=batch,
-        tenants=await _names([batch.tenant_id]),
+        names=await names_of([batch.tenant_id, batch.key_id]),
+        files=[
+            (what, file_id)
+            for what, file_id in (
+                ("Input", batch.input_file_id),
+                ("Output", batch.output_file_id),
+                ("Errors", batch.error_file_id),
+            )
+            if file_id
+        ],
         steps=_steps(batch),
         ended=batch.status in TERMINAL,
     )

@@ -36,7 +36,7 @@ async def create(tenant_id: str) -> Response:
         row = await books().keyring.issue(tenant["id"], _values(form))
     except Refused as error:
         return await _form(tenant, None, form.written, error)
-    return await _once(row, "The key is made")
+    return await _once(row, tenant, "The key is made")
 
 
 @blueprint.get("/keys/<key_id>")
@@ -45,7 +45,15 @@ async def show(key_id: str) -> Response:
     row = await books().keyring.show(key_id)
     tenant = await books().accounts.show(row["tenant_id"])
     acts = await books().reports.acts(None, ACTS, None, row["id"])
-    return await page("key.html", key=row, tenant=tenant, acts=acts, overlaps=OVERLAPS)
+    reasons = [act["after"].get("reason") for act in acts if act["action"] == "key.revoke"]
+    return await page(
+        "key.html",
+        key=row,
+        tenant=tenant,
+        acts=acts,
+        overlaps=OVERLAPS,
+        reason=next(iter(reasons), ""),
+    )
 
 
 @blueprint.route("/keys/<key_id>/edit", methods=["GET", "POST"])
@@ -68,7 +76,8 @@ async def edit(key_id: str) -> Response:
 async def rotate(key_id: str) -> Response:
     """Give the key a new secret and show it, this once."""
     row = await books().keyring.rotate(key_id, (await fields()).overlap())
-    return await _once(row, "The key has a new secret")
+    tenant = await books().accounts.show(row["tenant_id"])
+    return await _once(row, tenant, "The key has a new secret")
 
 
 @blueprint.post("/keys/<key_id>/revoke")
@@ -109,12 +118,13 @@ def _values(form: Fields) -> dict[str, Any]:
     }
 
 
-async def _once(row: Row, title: str) -> Response:
+async def _once(row: Row, tenant: Row, title: str) -> Response:
     return await page(
         "secret.html",
         title=title,
         secret=row["key"],
         what="key",
+        whose=f"Key {row['name'] or row['id']} of tenant {tenant['name']}.",
         back=f"/keys/{row['id']}",
         section="/tenants",
         until=row["previous_expires_at"],

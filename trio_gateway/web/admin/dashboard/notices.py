@@ -108,6 +108,7 @@ async def _once(row: dict[str, Any], title: str) -> Response:
         title=title,
         secret=row["secret"],
         what="secret",
+        whose=f"Secret of webhook {row['name']}.",
         back=f"/webhooks/{row['id']}",
         section="/webhooks",
         until=None,

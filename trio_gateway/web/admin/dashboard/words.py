@@ -93,10 +93,10 @@ def field_time(at: datetime | None) -> str:
 
 
 def share(part: float, whole: float | None) -> int:
-    """Return a percentage, 0 to 100."""
+    """Return a percentage, rounded down; above 100 where more than the whole is spent."""
     if not whole:
         return 100 if part else 0
-    return max(0, min(100, math.floor(part * 100 / whole)))
+    return max(0, math.floor(part * 100 / whole))
 
 
 def plural(count: int, word: str) -> str:

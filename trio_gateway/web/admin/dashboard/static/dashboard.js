@@ -60,7 +60,10 @@
           if (answer.status === 403 || answer.redirected) return;
           const page = new DOMParser().parseFromString(await answer.text(), "text/html");
           const fresh = page.getElementById(part.id);
-          if (fresh !== null) part.replaceChildren(...fresh.childNodes);
+          if (fresh !== null) {
+            part.replaceChildren(...fresh.childNodes);
+            if (fresh.dataset.renew === undefined) return; // it is as it will stay
+          }
         } catch {
           // the next one may come through
         }
