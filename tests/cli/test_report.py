@@ -33,6 +33,7 @@ def test_usage_is_summed_by_model_key_and_day(cli, database):
     assert row == {
         "model": "m:latest",
         "requests": 1,
+        "failures": 0,
         "prompt_tokens": 3,
         "completion_tokens": 4,
         "charged_tokens": 7,
@@ -40,6 +41,9 @@ def test_usage_is_summed_by_model_key_and_day(cli, database):
     }
     assert cli("usage", "--by", "key", "--json").json[0]["key"] == "laptop"
     assert "day" in cli("usage", "--by", "day", "--json").json[0]
+    assert cli("usage", "--by", "tenant", "--json").json[0]["tenant"] == "acme"
+    assert cli("usage", "--by", "outcome", "--json").json[0]["outcome"] == "completed"
+    assert "outcomes" not in cli("usage", "--by", "outcome").out
     assert "completed 1" in cli("usage").out
     assert cli("usage", "--since", "2099-01-01", "--json").json == []
     cli("usage", "--key", "ghost").refused("there is no key 'ghost'")

@@ -54,6 +54,7 @@ async def test_usage_by_model_sums_requests_tokens_and_outcomes(books):
     assert rows[0] == {
         "model": "a:latest",
         "requests": 3,
+        "failures": 0,
         "prompt_tokens": 120,
         "completion_tokens": 106,
         "charged_tokens": 226,
@@ -68,6 +69,21 @@ async def test_usage_by_key_names_the_keys_that_are_still_there(books):
     rows = {row["key_id"]: row for row in await reports.usage("key")}
     assert (rows[key_id]["key"], rows[key_id]["tenant"]) == ("laptop", "acme")
     assert (rows["key_gone"]["key"], rows["key_gone"]["charged_tokens"]) == (None, 200)
+
+
+async def test_usage_by_tenant_and_outcome_sums_each_call_once(books, postgres):
+    """A tenant that is gone keeps its sums under its id; a stream that broke is a failure."""
+    reports, (tenant_id, _) = books
+    rows = {row["tenant_id"]: row for row in await reports.usage("tenant")}
+    assert (rows[tenant_id]["tenant"], rows[tenant_id]["charged_tokens"]) == ("acme", 28)
+    assert (rows["ten_gone"]["tenant"], rows["ten_gone"]["charged_tokens"]) == (None, 200)
+    assert sums(await reports.usage("outcome"), "outcome") == {
+        "aborted": (1, 11, {"aborted": 1}),
+        "completed": (3, 217, {"completed": 3}),
+    }
+    await postgres.fetch("UPDATE gateway.ledger SET outcome = 'lost'")
+    (row,) = await reports.usage("outcome")
+    assert (row["requests"], row["failures"]) == (4, 4)
 
 
 async def test_usage_by_day_is_by_utc_day(books):

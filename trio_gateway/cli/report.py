@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from trio_gateway.cli.options import Target
     from trio_gateway.cli.session import Desk
 
-SUMS = ("requests", "prompt_tokens", "completion_tokens", "charged_tokens", "outcomes")
-GROUPS = {"model": ("model",), "key": ("key_id", "key", "tenant"), "day": ("day",)}
+SUMS = ("requests", "failures", "prompt_tokens", "completion_tokens", "charged_tokens")
+GROUPS = {
+    "model": ("model",),
+    "key": ("key_id", "key", "tenant"),
+    "tenant": ("tenant_id", "tenant"),
+    "outcome": ("outcome",),
+    "day": ("day",),
+}
 REFUSALS = (
     "at",
     "last_at",
@@ -40,6 +46,7 @@ since_option = click.option(
     epilog=examples(
         "usage --by day --since 30d",
         "usage --tenant acme --by key",
+        "usage --by tenant --since 7d",
         "usage --key laptop --by model --json",
     )
 )
@@ -55,7 +62,7 @@ def usage(
     by: Any,
     target: Target,
 ) -> None:
-    """Sum the ledger: requests, tokens and outcomes."""
+    """Sum the ledger: requests, failures, tokens and outcomes."""
 
     async def ask(desk: Desk) -> list[dict[str, Any]]:
         key_id = None
@@ -64,7 +71,8 @@ def usage(
         return await desk.reports.usage(by, tenant, key_id, _instant(since))
 
     rows = work(target, ask)
-    show_rows(rows, (*GROUPS[by], *SUMS), "Nothing was used.", as_json=target.as_json)
+    columns = (*GROUPS[by], *SUMS, *(() if by == "outcome" else ("outcomes",)))
+    show_rows(rows, columns, "Nothing was used.", as_json=target.as_json)
 
 
 @click.command(

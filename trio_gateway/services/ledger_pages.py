@@ -40,7 +40,7 @@ SELECT l.key_id, k.name AS key, l.tenant_id, t.name AS tenant, l.requests, l.fai
     l.prompt_tokens, l.completion_tokens, l.charged_tokens
 FROM (
     SELECT key_id, tenant_id, count(*) AS requests,
-        count(*) FILTER (WHERE status_code >= 500) AS failures,
+        count(*) FILTER (WHERE gateway.is_failure(status_code, outcome)) AS failures,
         sum(prompt_tokens)::bigint AS prompt_tokens,
         sum(completion_tokens)::bigint AS completion_tokens,
         sum(charged_tokens)::bigint AS charged_tokens

@@ -13,16 +13,18 @@ if TYPE_CHECKING:
 
     from trio_gateway.clients.postgres import Connection, Postgres
 
-By = Literal["model", "key", "day"]
+By = Literal["model", "key", "tenant", "outcome", "day"]
 
 READ_LIMIT = 300.0  # seconds: a ledger may hold many millions of rows
 SHARED_LONGEST = timedelta(minutes=5)  # identical refusals share a row for a minute
 _GROUPS = {
     "model": ("model", "l.model"),
     "key": ("key_id", "l.key_id"),
+    "tenant": ("tenant_id", "l.tenant_id"),
+    "outcome": ("outcome", "l.outcome"),
     "day": ("day", "to_char(l.started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD')"),
 }
-_SUMS = ("requests", "prompt_tokens", "completion_tokens", "charged_tokens")
+_SUMS = ("requests", "failures", "prompt_tokens", "completion_tokens", "charged_tokens")
 
 
 class Reports:
@@ -39,10 +41,10 @@ class Reports:
         key_id: str | None = None,
         since: datetime | None = None,
     ) -> list[Row]:
-        """Sum the ledger by model, key or UTC day.
+        """Sum the ledger by model, key, tenant, outcome or UTC day.
 
-        Each row has the group's column (`model`, `day`, or `key_id`, `key`, `tenant`), four
-        sums and `outcomes`, a count for each outcome seen.
+        Each row has the group's columns (`model`, `outcome`, `day`, `tenant_id` and `tenant`, or
+        `key_id`, `key` and `tenant`), five sums and `outcomes`, a count for each outcome seen.
         """
         return await self._postgres.run(self._usage, by, tenant, key_id, since)
 
@@ -98,6 +100,7 @@ class Reports:
         )
         rows = await connection.fetch(
             f"SELECT {expression} AS {column}, l.outcome, count(*) AS requests,"  # noqa: S608
+            " count(*) FILTER (WHERE gateway.is_failure(l.status_code, l.outcome)) AS failures,"
             " sum(l.prompt_tokens)::bigint AS prompt_tokens,"
             " sum(l.completion_tokens)::bigint AS completion_tokens,"
             " sum(l.charged_tokens)::bigint AS charged_tokens"
@@ -107,6 +110,8 @@ class Reports:
             timeout=READ_LIMIT,
         )
         folded = _fold(rows, column)
+        if by == "tenant":
+            return await _with_tenants(connection, folded)
         return await _with_names(connection, folded) if by == "key" else folded
 
     async def _refusals(
@@ -170,6 +175,18 @@ async def _with_names(connection: Connection, groups: list[Row]) -> list[Row]:
     unknown = {"key": None, "tenant": None}
     return [
         {"key_id": group["key_id"], **known.get(group["key_id"], unknown), **group}
+        for group in groups
+    ]
+
+
+async def _with_tenants(connection: Connection, groups: list[Row]) -> list[Row]:
+    rows = await connection.fetch(
+        "SELECT id, name FROM gateway.tenants WHERE id = ANY($1::text[])",
+        [group["tenant_id"] for group in groups],
+    )
+    known = {row["id"]: row["name"] for row in rows}
+    return [
+        {"tenant_id": group["tenant_id"], "tenant": known.get(group["tenant_id"]), **group}
         for group in groups
     ]
 
