@@ -68,12 +68,25 @@ async def test_a_tenant_and_a_key_made_here_are_served_at_once(admin):
     for path in (f"/tenants/{tenant['id']}", f"/keys/{key['id']}", f"/keys/{key['public_id']}"):
         shown = await admin.ask("GET", path, role="viewer")
         assert shown.json()["spent"] > 0
+        assert "keys" not in shown.json()
         assert key["key"] not in shown.text
         assert "hash" not in shown.text
     listed = await done(admin, "GET", "/keys?tenant=lab&match=LAP")
     assert [row["id"] for row in listed["data"]] == [key["id"]]
+    assert not any("spent" in row for row in (tenant, key, *listed["data"]))
+    (lab,) = (await done(admin, "GET", "/tenants?match=lab"))["data"]
+    assert (lab["keys"], "spent" in lab) == (1, False)
     assert listed["next"] is None
     assert (await done(admin, "GET", "/tenants/lab/keys"))["data"] == listed["data"]
+
+
+async def test_a_key_that_is_over_already_is_not_made(admin):
+    """An end in the past is 400 by name."""
+    before = await done(admin, "GET", "/keys")
+    body = {"tenant": "acme", "expires_at": "2020-01-01T00:00:00Z"}
+    refused = await admin.ask("POST", "/keys", body)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "expires_at")
+    assert await done(admin, "GET", "/keys") == before
 
 
 async def test_limits_changed_here_bite_at_the_next_call(admin):
@@ -158,8 +171,11 @@ async def test_keys_are_disabled_expired_and_revoked(admin):
     revoked = await done(admin, "POST", f"{path}/revoke", {"reason": "stolen"})
     assert revoked["state"] == "revoked"
     await until(admin, key, 401)
-    assert (await done(admin, "POST", f"{path}/enable"))["state"] == "revoked"
-    assert (await admin.ask("POST", f"{path}/rotate")).status_code == 400
+    for change in (("POST", f"{path}/enable"), ("POST", f"{path}/rotate"), ("PATCH", path)):
+        body = {"budget": 1} if change[0] == "PATCH" else None
+        refused = await admin.ask(*change, body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "conflict")
+    assert (await done(admin, "PATCH", path, {"name": "former"}))["state"] == "revoked"
 
 
 async def test_names_that_are_taken_or_shared_are_told(admin):

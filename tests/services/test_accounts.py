@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from trio_gateway.core.keys import parse_key
-from trio_gateway.services.account_rows import BIGGEST, NotFound, Refused
+from trio_gateway.services.account_rows import BIGGEST, NotFound, Refused, Unfit
 from trio_gateway.services.accounts import Accounts
 from trio_gateway.services.keyring import Keyring
 from trio_gateway.services.tenant_rows import read_installation_secret
@@ -300,8 +300,11 @@ async def test_revoking_is_final_and_repeatable(accounts, keyring, postgres):
     assert [tuple(row) for row in rows] == [(key["id"], "lost")]
     with pytest.raises(Refused, match="revoked"):
         await keyring.rotate(key["id"], timedelta(0))
-    await keyring.enable(key["id"])
-    assert (await keyring.show(key["id"]))["state"] == "revoked"
+    for change in (keyring.enable(key["id"]), keyring.update(key["id"], {"budget": 1})):
+        with pytest.raises(Unfit, match="revoked"):
+            await change
+    renamed = await keyring.update(key["id"], {"name": "former"})
+    assert (renamed["name"], renamed["state"]) == ("former", "revoked")
 
 
 async def test_rotation_keeps_the_id_and_the_limits(accounts, keyring):

@@ -18,7 +18,7 @@ from trio_gateway.core.causes import first_of
 from trio_gateway.core.errors import CallerError, StoreUnavailable
 from trio_gateway.logs import configure
 from trio_gateway.pipeline.books import Books, books_of
-from trio_gateway.services.account_rows import Refused
+from trio_gateway.services.account_rows import NotFound, Refused
 from trio_gateway.services.tenant_rows import read_installation_secret
 from trio_gateway.services.tenants import Tenants
 
@@ -96,8 +96,9 @@ def explained(error: BaseException, url: str) -> str | None:
     """Say in one sentence what went wrong; None for what was not foreseen."""
     if isinstance(error, Refused):
         # the name is an argument in one place and an option in another
-        option = None if error.param in {None, "name"} else str(error.param).replace("_", "-")
-        return f"--{option}: {error}" if option else str(error)
+        if error.param in {None, "name"} or isinstance(error, NotFound):
+            return str(error)
+        return f"--{str(error.param).replace('_', '-')}: {error}"
     if isinstance(error, StoreUnavailable):
         cause = str(error.__cause__ or "").splitlines()
         return f"PostgreSQL cannot be used at {place(url)}" + (f": {cause[0]}" if cause else "")

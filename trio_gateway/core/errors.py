@@ -129,9 +129,9 @@ class NotFound(CallerError):
     default_code = "not_found"
     default_message = "There is nothing with this id."
 
-    def __init__(self, message: str | None = None) -> None:
-        """Name the `id`, whatever was wrong with it."""
-        super().__init__(message, param="id")
+    def __init__(self, message: str | None = None, *, param: str | None = "id") -> None:
+        """Name the `id`, whatever was wrong with it, or what else named nothing."""
+        super().__init__(message, param=param)
 
 
 class Conflict(CallerError):

@@ -53,8 +53,15 @@ class Taken(Refused):
     """Raised where somebody has the name already."""
 
 
+class Unfit(Refused):
+    """Raised where the state of what is there does not allow the change."""
+
+
 class NotFound(Refused):
-    """Raised where no tenant, key or model answers to a name or id."""
+    """Raised where no tenant, key or model answers to a name or id.
+
+    `param` is what was named, such as `tenant`.
+    """
 
 
 def new_id(prefix: str) -> str:
@@ -100,7 +107,7 @@ async def find_tenant(connection: Connection, name: str, *, lock: bool = False) 
         storable(name),
     )
     if row is None:
-        raise NotFound(f"there is no tenant {printable(name)}")
+        raise NotFound(f"there is no tenant {printable(name)}", "tenant")
     return dict(row)
 
 
@@ -209,5 +216,5 @@ def pick(rows: Sequence[Row], name: str, what: str) -> Row:
         if len(found) == 1:
             return found[0]
     if not rows:
-        raise NotFound(f"there is no {what} {printable(name)}")
+        raise NotFound(f"there is no {what} {printable(name)}", what)
     raise Refused(f"{len(rows)} {what}s are named {printable(name)}; use an id")

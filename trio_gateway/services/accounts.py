@@ -10,6 +10,7 @@ from trio_gateway.services.account_rows import (
     Refused,
     Row,
     Taken,
+    Unfit,
     check_values,
     find_tenant,
     insert,
@@ -131,7 +132,7 @@ class Accounts:
         try:
             return await self._postgres.transact(self._delete, name)
         except Missing as error:
-            raise Refused(
+            raise Unfit(
                 "the tenant still has files or open batches; delete and cancel them first, or"
                 " disable the tenant instead"
             ) from error

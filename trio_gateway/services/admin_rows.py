@@ -25,7 +25,7 @@ async def find_admin(connection: Connection, name: str, *, lock: bool = False) -
     """Return an admin's row by id or name, its id first; raises NotFound."""
     row = await connection.fetchrow(_FIND + (" FOR UPDATE" if lock else ""), storable(name))
     if row is None:
-        raise NotFound(f"there is no admin {printable(name)}")
+        raise NotFound(f"there is no admin {printable(name)}", "admin")
     return shown_admin(dict(row))
 
 

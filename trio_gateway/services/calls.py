@@ -70,7 +70,7 @@ class Calls:
         """End one call wherever it runs; returns what it was."""
         found = [call for call in await self.listing() if call["request_id"] == request_id]
         if not found:
-            raise NotFound(f"there is no call {printable(request_id)} under way")
+            raise NotFound(f"there is no call {printable(request_id)} under way", "request_id")
         await self._postgres.transact(_cut, request_id, actor, found[0])
         return found[0]
 

@@ -9,6 +9,7 @@ from trio_gateway.services.account_rows import (
     NotFound,
     Refused,
     Row,
+    Unfit,
     check_narrows,
     check_values,
     find_tenant,
@@ -86,7 +87,7 @@ class Keyring:
         return await self._postgres.run(self._show, name, tenant)
 
     async def update(self, name: str, values: Mapping[str, Any], tenant: str | None = None) -> Row:
-        """Change some of COLUMNS."""
+        """Change some of COLUMNS; of a revoked key the name alone can be."""
         _check(values)
         return await self._postgres.transact(self._update, name, tenant, "key.update", values)
 
@@ -109,7 +110,7 @@ class Keyring:
         return await self._postgres.transact(self._switch, name, tenant, "key.disable")
 
     async def enable(self, name: str, tenant: str | None = None) -> Row:
-        """Undo `disable`."""
+        """Undo `disable`; a revoked key is refused."""
         return await self._postgres.transact(self._switch, name, tenant, "key.enable")
 
     async def revoke(self, name: str, tenant: str | None = None, reason: str = "") -> Row:
@@ -157,6 +158,8 @@ class Keyring:
         self, connection: Connection, name: str, tenant: str | None, action: str, values: Row
     ) -> Row:
         before = await self._find(connection, name, tenant, lock=True)
+        if values.keys() != {"name"}:
+            _check_usable(before)
         owner = await find_tenant(connection, before["tenant_id"])
         check_narrows(_changed(before, values), owner)
         await update(connection, "api_keys", before["id"], values)
@@ -186,6 +189,7 @@ class Keyring:
     ) -> Row:
         off = action == "key.disable"
         row = await self._find(connection, name, tenant, lock=True)
+        _check_usable(row)
         if (row["disabled_at"] is not None) is off:
             return row
         at = await connection.fetchval("SELECT now()") if off else None
@@ -211,8 +215,7 @@ class Keyring:
         overlap: timedelta,
     ) -> Row:
         before = await self._find(connection, *whose, lock=True)
-        if before["revoked_at"] is not None:
-            raise Refused("the key is revoked; create another")
+        _check_usable(before)
         replaced: Row = dict.fromkeys(
             ("previous_public_id", "previous_hash", "previous_expires_at")
         )
@@ -234,7 +237,7 @@ class Keyring:
     ) -> Row:
         owner = None if tenant is None else (await find_tenant(connection, tenant))["id"]
         if not name:
-            raise NotFound("a key is named by its id, its public id or its name")
+            raise NotFound("a key is named by its id, its public id or its name", "key")
         whole = parse_key(name, self._installation_secret)
         name = whole.public_id if whole else storable(name)
         rows = await connection.fetch(_BY_ID, name)
@@ -258,6 +261,12 @@ def _check(values: Mapping[str, Any]) -> None:
     name = values.get("name", "")
     if len(name) > 200 or not name.isprintable():
         raise Refused("a key's name must be at most 200 printable characters", "name")
+
+
+def _check_usable(row: Mapping[str, Any]) -> None:
+    """Raise Unfit for a key that is revoked: nothing brings it back."""
+    if row["revoked_at"] is not None:
+        raise Unfit("the key is revoked; create another")
 
 
 def _secret(key: NewKey, encoded: str) -> Row:

@@ -161,6 +161,6 @@ async def _revoke(connection: Connection, session_id: str, actor: str) -> dict[s
         storable(session_id),
     )
     if row is None:
-        raise NotFound("there is no such session")
+        raise NotFound("there is no such session", "session")
     await write_event(connection, (actor, "session.end", row["name"]), dict(row), None)
     return dict(row)

@@ -98,5 +98,5 @@ async def _find(connection: Connection, file_id: str, *, lock: bool = False) -> 
     query = _BY_ID + (" FOR UPDATE OF f" if lock else "")
     row = await connection.fetchrow(query, storable(file_id))
     if row is None:
-        raise NotFound(f"there is no file {printable(file_id)}")
+        raise NotFound(f"there is no file {printable(file_id)}", "file")
     return dict(row)

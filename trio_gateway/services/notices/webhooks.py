@@ -199,7 +199,7 @@ class WebhookBook:
 async def _find(connection: Connection, name: str, *, lock: bool = False) -> Row:
     row = await connection.fetchrow(_FIND, storable(name))
     if row is None:
-        raise NotFound(f"there is no webhook {printable(name)}")
+        raise NotFound(f"there is no webhook {printable(name)}", "webhook")
     if not lock:
         return dict(row)
     # Not FOR UPDATE, which a ledger row's notice would have to pass over; read again, as it may

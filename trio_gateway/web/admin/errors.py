@@ -18,7 +18,7 @@ from trio_gateway.core.errors import (
     StoreUnavailable,
 )
 from trio_gateway.services.account_rows import NotFound as NoSuchRow
-from trio_gateway.services.account_rows import Refused, Taken
+from trio_gateway.services.account_rows import Refused, Taken, Unfit
 from trio_gateway.web.replies import error_reply
 
 log = structlog.get_logger()
@@ -32,9 +32,10 @@ def as_gateway_error(error: Exception) -> GatewayError:
     if isinstance(error, GatewayError):
         return error
     if isinstance(error, NoSuchRow):
-        return NotFound(error.message)
-    if isinstance(error, Taken):
-        return Conflict(error.message, param=error.param, code="already_exists")
+        return NotFound(error.message, param=error.param)
+    if isinstance(error, Taken | Unfit):
+        code = "already_exists" if isinstance(error, Taken) else None
+        return Conflict(error.message, param=error.param, code=code)
     if isinstance(error, Refused):
         return InvalidCall(error.message, param=error.param)
     if isinstance(error, NotMigrated):
@@ -61,5 +62,5 @@ def _of_http(error: HTTPException) -> GatewayError:
         allowed = getattr(error, "valid_methods", None) or ()
         return MethodNotAllowed(", ".join(sorted(allowed)))
     if error.code == 404:
-        return NotFound("There is nothing here.")
+        return NotFound("There is nothing here.", param=None)
     return InvalidCall()

@@ -60,7 +60,7 @@ class Session(Answer):
     expires_at: datetime
 
 
-@section.get("/admins", Whole[Admin])
+@section.get("/admins", Whole[Admin], secret=True)
 async def list_admins() -> Any:
     """List admins by name, never their tokens."""
     return {"data": await books().admins.listing()}
@@ -73,13 +73,13 @@ async def create_admin(body: AdminCreate) -> Any:
     return made(NewAdmin.model_validate(row), f"/admins/{row['id']}")
 
 
-@section.get("/admins/<admin>", Admin)
+@section.get("/admins/<admin>", Admin, secret=True)
 async def show_admin(admin: str) -> Any:
     """Show an admin, by name or id."""
     return await books().admins.show(admin)
 
 
-@section.patch("/admins/<admin>", Admin, body=AdminChange)
+@section.patch("/admins/<admin>", Admin, body=AdminChange, conflicts=True)
 async def assign_admin(admin: str, body: AdminChange) -> Any:
     """Change an admin's role; sessions end, and it holds from the next request on."""
     return await books().admins.assign(admin, body.role)
@@ -91,7 +91,7 @@ async def rotate_admin(admin: str) -> Any:
     return await books().admins.rotate(admin)
 
 
-@section.post("/admins/<admin>/disable", Admin)
+@section.post("/admins/<admin>/disable", Admin, conflicts=True)
 async def disable_admin(admin: str) -> Any:
     """Refuse an admin's token and end the sessions; the last active admin stays."""
     return await books().admins.disable(admin)
@@ -103,13 +103,13 @@ async def enable_admin(admin: str) -> Any:
     return await books().admins.enable(admin)
 
 
-@section.delete("/admins/<admin>", Gone)
+@section.delete("/admins/<admin>", Gone, conflicts=True)
 async def delete_admin(admin: str) -> Any:
     """Remove an admin and end the sessions; the last active admin stays."""
     return await books().admins.delete(admin)
 
 
-@section.get("/sessions", Whole[Session])
+@section.get("/sessions", Whole[Session], secret=True)
 async def list_sessions() -> Any:
     """List the dashboard's open sessions, those seen last first, at most 1,000."""
     return {"data": await office().sessions.listing(MOST_SESSIONS)}

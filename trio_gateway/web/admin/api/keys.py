@@ -8,7 +8,17 @@ from pydantic import ConfigDict, Field
 from trio_gateway.web.admin.api.accounts import Extension, Limited, Limits, Models
 from trio_gateway.web.admin.api.paging import page
 from trio_gateway.web.admin.api.sections import Section, books, made
-from trio_gateway.web.admin.api.shapes import Body, Change, Instant, Name, Page, Paged, Query, Text
+from trio_gateway.web.admin.api.shapes import (
+    Body,
+    Change,
+    Future,
+    Instant,
+    Name,
+    Page,
+    Paged,
+    Query,
+    Text,
+)
 
 section = Section("keys")
 
@@ -32,7 +42,7 @@ class Whose(Query):
 class KeyChange(Change, Limits):
     """What can be changed of a key; models and limits can only narrow its tenant's."""
 
-    name: Text = ""
+    name: Text = Field("", description="May be empty: a key goes by its id as well.")
     models: Models | None = Field(None, description="Null: all that the tenant may use.")
     expires_at: Instant | None = None
 
@@ -43,6 +53,7 @@ class KeyCreate(KeyChange):
     model_config = ConfigDict(json_schema_extra={})
 
     tenant: Name = Field(description="Whose key it is to be, by name or id.")
+    expires_at: Future | None = None
 
 
 class Rotation(Body):
@@ -58,7 +69,7 @@ class Revocation(Body):
 
 
 class Key(Limited):
-    """A key. `spent` is what its present budget period was charged."""
+    """A key, but not the key itself."""
 
     id: str
     public_id: str
@@ -72,7 +83,12 @@ class Key(Limited):
     revoked_at: datetime | None
     previous_public_id: str | None
     previous_expires_at: datetime | None
-    spent: int | None = Field(None, description="Null but where one key is shown.")
+
+
+class ShownKey(Key):
+    """A key, and what its present budget period was charged."""
+
+    spent: int
 
 
 class NewKey(Key):
@@ -103,19 +119,22 @@ async def create_key(body: KeyCreate) -> Any:
     return made(NewKey.model_validate(row), f"/keys/{row['id']}")
 
 
-@section.get("/keys/<key>", Key, query=Whose)
+@section.get("/keys/<key>", ShownKey, query=Whose)
 async def show_key(key: str, query: Whose) -> Any:
     """Show a key, by id, public id or name, and what it spent in its present period."""
     return await books().keyring.show(key, query.tenant)
 
 
-@section.patch("/keys/<key>", Key, query=Whose, body=KeyChange)
+@section.patch("/keys/<key>", Key, query=Whose, body=KeyChange, conflicts=True)
 async def update_key(key: str, query: Whose, body: KeyChange) -> Any:
-    """Change a key; new limits hold from the next call on."""
+    """Change a key; new limits hold from the next call on.
+
+    Of a revoked key the name alone can be changed.
+    """
     return await books().keyring.update(key, body.columns(), query.tenant)
 
 
-@section.post("/keys/<key>/rotate", NewKey, query=Whose, body=Rotation)
+@section.post("/keys/<key>/rotate", NewKey, query=Whose, body=Rotation, conflicts=True)
 async def rotate_key(key: str, query: Whose, body: Rotation) -> Any:
     """Give a key a new secret, and show it once; id, limits and counters stay.
 
@@ -125,15 +144,15 @@ async def rotate_key(key: str, query: Whose, body: Rotation) -> Any:
     return await books().keyring.rotate(key, overlap, query.tenant)
 
 
-@section.post("/keys/<key>/disable", Key, query=Whose)
+@section.post("/keys/<key>/disable", Key, query=Whose, conflicts=True)
 async def disable_key(key: str, query: Whose) -> Any:
     """Refuse a key and cut its calls, until it is enabled again."""
     return await books().keyring.disable(key, query.tenant)
 
 
-@section.post("/keys/<key>/enable", Key, query=Whose)
+@section.post("/keys/<key>/enable", Key, query=Whose, conflicts=True)
 async def enable_key(key: str, query: Whose) -> Any:
-    """Let a disabled key work again; a revoked one stays revoked."""
+    """Let a disabled key work again; a revoked one is refused."""
     return await books().keyring.enable(key, query.tenant)
 
 
@@ -143,13 +162,13 @@ async def revoke_key(key: str, query: Whose, body: Revocation) -> Any:
     return await books().keyring.revoke(key, query.tenant, body.reason)
 
 
-@section.post("/keys/<key>/extension", Key, query=Whose, body=Extension)
+@section.post("/keys/<key>/extension", Key, query=Whose, body=Extension, conflicts=True)
 async def extend_key(key: str, query: Whose, body: Extension) -> Any:
     """Add tokens to a key's budget for a while; its tenant's budget still counts beside it."""
     return await books().keyring.extend(key, body.tokens, body.end, query.tenant)
 
 
-@section.delete("/keys/<key>/extension", Key, query=Whose)
+@section.delete("/keys/<key>/extension", Key, query=Whose, conflicts=True)
 async def end_key_extension(key: str, query: Whose) -> Any:
     """End an increase now; without one nothing changes."""
     return await books().keyring.end_extension(key, query.tenant)

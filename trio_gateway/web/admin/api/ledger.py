@@ -13,7 +13,16 @@ from trio_gateway.web.admin.api.exports import MEDIA, STEP, Format, export, want
 from trio_gateway.web.admin.api.owners import key_id, tenant_id
 from trio_gateway.web.admin.api.paging import malformed, page
 from trio_gateway.web.admin.api.sections import Section
-from trio_gateway.web.admin.api.shapes import Answer, Instant, ModelName, Name, Page, Paged, Text
+from trio_gateway.web.admin.api.shapes import (
+    Answer,
+    Instant,
+    Millis,
+    ModelName,
+    Name,
+    Page,
+    Paged,
+    Text,
+)
 from trio_gateway.web.admin.office import office
 
 section = Section("ledger")
@@ -51,8 +60,8 @@ class LedgerRow(Answer):
     charged_tokens: int
     held_tokens: int
     backend: str | None
-    ttft_ms: float | None
-    duration_ms: float
+    ttft_ms: Millis | None
+    duration_ms: Millis
     batch_id: str | None
 
 

@@ -88,7 +88,7 @@ async def show_model(model: str) -> Any:
     found = await _discovered()
     policies = {row["name"]: row for row in await books().models.listing()}
     if name not in policies and name not in (found or {}):
-        raise NotFound(f"there is no model {printable(name)}, and no policy for it")
+        raise NotFound(f"there is no model {printable(name)}, and no policy for it", "model")
     return _model(name, policies.get(name), found)
 
 
@@ -110,7 +110,7 @@ def _canonical(name: str) -> str:
     try:
         return _NAME.validate_python(name)
     except ValidationError:
-        raise NotFound("there is no model of that name") from None
+        raise NotFound("there is no model of that name", "model") from None
 
 
 async def _discovered() -> dict[str, str] | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from quart import Blueprint, Response, request
 from quart_schema import document_querystring, document_request, document_response, tag_blueprint
 
+from trio_gateway.core.errors import NotFound
 from trio_gateway.core.officers import Role
 from trio_gateway.services.account_rows import Refused
 from trio_gateway.web.admin.api.asking import check_encoding, read_body, read_query, refuse_body
@@ -118,13 +119,7 @@ def _view(handler: Handler, answer: type[Answer] | None, declared: Declared) -> 
             names["body"] = read_body(declared.body, content)  # type: ignore[assignment]
         else:
             refuse_body(content)
-        try:
-            found = await handler(**names)
-        except Refused as error:
-            if error.param in _CURSORS:
-                raise malformed() from error
-            raise
-        return _reply(found, answer, declared.status)
+        return _reply(await _found(handler, names), answer, declared.status)
 
     if declared.query is not Nothing:
         document_querystring(declared.query)(view)
@@ -134,6 +129,18 @@ def _view(handler: Handler, answer: type[Answer] | None, declared: Declared) -> 
         document_response(answer, declared.status)(view)
     view.declared = declared  # type: ignore[attr-defined]
     return view
+
+
+async def _found(handler: Handler, names: dict[str, str]) -> Any:
+    """Run a handler; what its errors call after, before or id is called as this API does."""
+    try:
+        return await handler(**names)
+    except Refused as error:
+        if error.param in _CURSORS:
+            raise malformed() from error
+        raise
+    except NotFound as error:
+        raise NotFound(error.message, param=next(iter(request.view_args or ()), None)) from error
 
 
 def _reply(found: Any, answer: type[Answer] | None, status: int) -> Response:

@@ -107,6 +107,12 @@ def _instant(value: object) -> datetime:
     return at
 
 
+def _future(at: datetime) -> datetime:
+    if at <= datetime.now(UTC):
+        raise ValueError("must be in the future")
+    return at
+
+
 def digits(value: object) -> int:
     # int() alone would take `1_000`, `+5` and digits of other scripts
     if isinstance(value, str) and not re.fullmatch(r"[0-9]{1,19}", value):
@@ -126,6 +132,8 @@ Instant = Annotated[
     PlainValidator(_instant),
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
+Future = Annotated[Instant, AfterValidator(_future)]
+Millis = Annotated[float, AfterValidator(lambda ms: round(ms, 3))]
 Count = Annotated[int, Field(ge=0, le=BIGGEST)]
 Limit = Annotated[int, BeforeValidator(digits), Field(ge=1, le=MOST, description="Rows of a page.")]
 Number = Annotated[int, BeforeValidator(digits)]

@@ -48,7 +48,7 @@ class TenantCreate(TenantChange):
 
 
 class Tenant(Limited):
-    """A tenant. `spent` is what its present budget period was charged."""
+    """A tenant."""
 
     id: str
     name: str
@@ -56,10 +56,6 @@ class Tenant(Limited):
     models: list[str]
     allow_cloud: bool
     weight_share: int
-    spent: int | None = Field(None, description="Null but where one tenant is shown.")
-    keys: int | None = Field(
-        None, description=f"In lists; counted up to {KEYS_COUNTED}, which may mean more."
-    )
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -68,7 +64,19 @@ class Tenant(Limited):
         return "active" if self.disabled_at is None else "disabled"
 
 
-@section.get("/tenants", Page[Tenant], query=TenantList)
+class ListedTenant(Tenant):
+    """A tenant, and how many keys it has."""
+
+    keys: int = Field(description=f"Counted up to {KEYS_COUNTED}, which may mean more.")
+
+
+class ShownTenant(Tenant):
+    """A tenant, and what its present budget period was charged."""
+
+    spent: int
+
+
+@section.get("/tenants", Page[ListedTenant], query=TenantList)
 async def list_tenants(query: TenantList) -> dict[str, Any]:
     """List tenants by name."""
     rows = await books().accounts.listing(query.match, query.limit + 1, query.cursor or "")
@@ -83,7 +91,7 @@ async def create_tenant(body: TenantCreate) -> Any:
     return made(Tenant.model_validate(row), f"/tenants/{row['id']}")
 
 
-@section.get("/tenants/<tenant>", Tenant)
+@section.get("/tenants/<tenant>", ShownTenant)
 async def show_tenant(tenant: str) -> Any:
     """Show a tenant, and what it spent in its present period."""
     return await books().accounts.show(tenant)
@@ -119,7 +127,7 @@ async def end_tenant_extension(tenant: str) -> Any:
     return await books().accounts.end_extension(tenant)
 
 
-@section.delete("/tenants/<tenant>", Gone)
+@section.delete("/tenants/<tenant>", Gone, conflicts=True)
 async def delete_tenant(tenant: str) -> Any:
     """Remove a tenant and its keys, and cut its calls; the ledger keeps its rows.
 

@@ -78,12 +78,16 @@ class Sums(Answer):
     charged_tokens: int
 
 
-class UsageRow(Sums):
-    """Sums of one day or hour and name; a null name is everybody but the greatest."""
+class Slot(Answer):
+    """Whose sums they are, and when; a null name is everybody but the greatest."""
 
     at: date | datetime
     name: str | None
     label: str | None
+
+
+class UsageRow(Sums, Slot):  # fields of the last base are the first columns
+    """Sums of one day or hour and name; a null name is everybody but the greatest."""
 
 
 class Totals(Sums):
@@ -96,13 +100,17 @@ class Totals(Sums):
     ttft_p95_ms: float | None
 
 
-class KeyUsage(Sums):
-    """Sums of one key; what is gone has no name."""
+class Owner(Answer):
+    """Whose sums they are; what is gone has no name."""
 
     key_id: str
     key: str | None
     tenant_id: str
     tenant: str | None
+
+
+class KeyUsage(Sums, Owner):  # as above
+    """Sums of one key; what is gone has no name."""
 
 
 @section.get("/usage", Whole[UsageRow], query=UsageQuery, media=MEDIA)

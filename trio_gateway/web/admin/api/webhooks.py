@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from trio_gateway.web.admin.api.owners import tenant_id
 from trio_gateway.web.admin.api.paging import numbered, page
 from trio_gateway.web.admin.api.sections import Section, books, made
 from trio_gateway.web.admin.api.shapes import (
@@ -167,8 +168,9 @@ async def delete_webhook(webhook: str) -> Any:
 async def list_notices(query: NoticeList) -> Any:
     """List the notices of budgets that came near their end."""
     threshold = None if query.threshold is None else int(query.threshold)
+    owner = await tenant_id(query.tenant)
     rows = await books().notices.listing(
-        query.tenant, threshold, query.since, numbered(query.cursor), query.limit + 1
+        owner, threshold, query.since, numbered(query.cursor), query.limit + 1
     )
     return page(rows, query.limit, lambda row: row["id"])
 
