@@ -117,10 +117,10 @@ def _admins(rows: Sequence[Any], usable: int, *, others: bool) -> Finding:
     if others:
         return ok("admins", "none in the database; the settings let somebody in")
     if rows:
-        advice = "Run `trio-gateway admin create --role admin` or `admin enable`."
+        advice = "Run `trio-gateway admin create NAME --role admin` or `admin enable NAME`."
         return warn("admins", "nobody of role admin is left: nothing can be changed", advice)
     advice = (
-        "Run `trio-gateway admin create --role admin`, or take the token that `serve` prints once"
-        " at its next start."
+        "Run `trio-gateway admin create NAME --role admin`, or take the token that `serve` prints"
+        " once at its next start; if the service has TRIO_GATEWAY_ADMIN_TOKEN, give it here, too."
     )
     return warn("admins", "there is none", advice)
