@@ -29,8 +29,9 @@ def listener_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--admin-bind",
-            show_default="127.0.0.1:8081",
-            help="Where the dashboard, the admin API and /metrics listen.",
+            # written out, as the default is found by what else was given
+            help="Where the dashboard, the admin API and /metrics listen."
+            "  [default: 127.0.0.1:8081]",
         ),
         click.option(
             "--bind", default="127.0.0.1:8080", show_default=True, help="Where callers connect."
