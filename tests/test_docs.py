@@ -290,5 +290,5 @@ def test_a_document_links_to_what_is_there(name):
 def test_the_benches_named_exist():
     """Each `python -m` line of the README names a module."""
     named = re.findall(r"python -m (tests\.load\.\w+)", README)
-    assert len(named) == 9
+    assert len(named) == 12
     assert [name for name in named if importlib.util.find_spec(name) is None] == []
