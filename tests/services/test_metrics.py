@@ -16,7 +16,14 @@ from trio_gateway.core.errors import StoreUnavailable
 from trio_gateway.core.timeline import OPERATIONS, Timeline
 from trio_gateway.dialects.table import INFERENCE
 from trio_gateway.services.metrics import exposition
-from trio_gateway.services.metrics.instruments import MOST_NAMES, Names
+from trio_gateway.services.metrics.instruments import (
+    BATCH_ENDS,
+    CUTS,
+    DIRECTIONS,
+    LINE_ENDS,
+    MOST_NAMES,
+    Names,
+)
 from trio_gateway.services.metrics.metrics import Metrics, open_metrics
 from trio_gateway.services.metrics.place import FOLDER, SLOT
 from trio_gateway.services.metrics.state import BackendState, Sample, labels_of
@@ -341,6 +348,24 @@ async def test_budget_notices_are_there_before_the_first(threshold):
     assert (name, tuple(labels.items())) in await read(metrics)
     metrics.budget_notice(threshold)
     assert total(await read(metrics), name, **labels) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "values"),
+    [
+        ("calls_cut", "reason", CUTS),
+        ("batch_lines", "outcome", LINE_ENDS),
+        ("batches_ended", "status", BATCH_ENDS),
+        ("file_bytes", "direction", DIRECTIONS),
+        ("charged_tokens", "basis", ("final", "partial", "estimated")),
+    ],
+)
+async def test_counters_begin_with_each_value_of_a_closed_label(name, label, values):
+    """For the same reason, and at 0."""
+    series = await read(Metrics())
+    whole = f"trio_gateway_{name}_total"
+    found = {pairs: value for (each, pairs), value in series.items() if each == whole}
+    assert found == {((label, value),): 0 for value in values}
 
 
 class Silent:

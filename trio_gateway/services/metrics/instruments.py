@@ -6,13 +6,22 @@ gauge the scrape shows what the processes that are alive say: their sum, least o
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from trio_gateway.core.domain import Basis
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 OPERATION, MODEL = "gen_ai_operation_name", "gen_ai_request_model"
 PREFIX = "trio_gateway_"
 MOST_NAMES = 50
+DIRECTIONS = ("up", "down")  # of a file's bytes
+LINE_ENDS = ("succeeded", "failed", "retried", "deferred")
+BATCH_ENDS = ("completed", "failed", "expired", "cancelled")
+CUTS = ("revoked", "no_longer_valid", "operator", "drain")
 OTHER = "other"
 
 DURATIONS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
@@ -29,10 +38,12 @@ OVERHEADS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1,
 class Children(dict[tuple[str, ...], Any]):
     """A family's children by their label values; each is looked up in the family once."""
 
-    def __init__(self, family: Counter | Gauge | Histogram) -> None:
-        """Begin with none."""
+    def __init__(self, family: Counter | Gauge | Histogram, known: Iterable[str] = ()) -> None:
+        """Begin with those whose one label's value is known, at 0: so an increase is seen."""
         super().__init__()
         self._family = family
+        for value in known:
+            self[value,] = family.labels(value)
 
     def __missing__(self, values: tuple[str, ...]) -> Any:
         """Make the child, or find it."""
@@ -140,7 +151,8 @@ class Instruments:
             self._counter("upstream_calls", "Calls sent to a backend.", "backend", "outcome")
         )
         self.file_bytes = Children(
-            self._counter("file_bytes", "Bytes of files taken in and given out.", "direction")
+            self._counter("file_bytes", "Bytes of files taken in and given out.", "direction"),
+            DIRECTIONS,
         )
 
     def _accounts(self) -> None:
@@ -150,7 +162,8 @@ class Instruments:
             LAGS,
         )
         self.charged = Children(
-            self._counter("charged_tokens", "Weighted tokens charged to settled calls.", "basis")
+            self._counter("charged_tokens", "Weighted tokens charged to settled calls.", "basis"),
+            [basis.value for basis in Basis if basis is not Basis.NONE],
         )
         self.swept = self._counter(
             "holds_swept", "Holds of dead workers settled by a sweep, at least."
@@ -166,13 +179,17 @@ class Instruments:
             "From a key's revocation in the database until a worker had cut its calls.",
             LAGS,
         )
-        self.cut = Children(self._counter("calls_cut", "Calls ended before their time.", "reason"))
+        self.cut = Children(
+            self._counter("calls_cut", "Calls ended before their time.", "reason"), CUTS
+        )
 
     def _batches(self) -> None:
         self.lines = Children(
-            self._counter("batch_lines", "Runs of batch lines that ended.", "outcome")
+            self._counter("batch_lines", "Runs of batch lines that ended.", "outcome"), LINE_ENDS
         )
-        self.batches = Children(self._counter("batches_ended", "Batches that ended.", "status"))
+        self.batches = Children(
+            self._counter("batches_ended", "Batches that ended.", "status"), BATCH_ENDS
+        )
 
     def _processes(self) -> None:
         self.build = Children(self._gauge("build_info", "1.", "max", "version", "python"))
