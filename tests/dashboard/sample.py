@@ -133,7 +133,7 @@ async def _near_end(world: World, row: LedgerRow, name: str, period: str, share:
     """Give a tenant the budget of which it has spent this share, and let it be noticed."""
     await world.accounts.update(name, {"budget": 10**12, "budget_period": period})
     spent = (await world.accounts.show(name))["spent"]
-    await world.accounts.update(name, {"budget": max(1, int(spent / share))})
+    await world.accounts.update(name, {"budget": max(1, int((spent + row.charged_tokens) / share))})
     # Notices are written with ledger rows.
     await Ledger(world.postgres).write([replace(row, request_id=f"req_{name}")])
 
