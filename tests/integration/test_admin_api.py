@@ -171,9 +171,12 @@ async def test_keys_are_disabled_expired_and_revoked(admin):
     revoked = await done(admin, "POST", f"{path}/revoke", {"reason": "stolen"})
     assert revoked["state"] == "revoked"
     await until(admin, key, 401)
-    for act in (("POST", f"{path}/enable"), ("POST", f"{path}/rotate"), ("PATCH", path)):
-        body = {"budget": 1} if act[0] == "PATCH" else None
-        refused = await admin.ask(*act, body)
+    for method, where, body in (
+        ("POST", f"{path}/enable", None),
+        ("POST", f"{path}/rotate", None),
+        ("PATCH", path, {"budget": 1}),
+    ):
+        refused = await admin.ask(method, where, body)
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "conflict")
     assert (await done(admin, "PATCH", path, {"name": "former"}))["state"] == "revoked"
 
