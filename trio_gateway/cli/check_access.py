@@ -47,9 +47,6 @@ def _tokens(given: Settings) -> list[Finding]:
     if weak:
         detail = f"shorter than {SHORTEST} characters: {' and '.join(weak)}"
         return [warn("tokens", detail, "Make them of `openssl rand -hex 32`.")]
-    if given.admin_token and given.admin_token == given.metrics_token:
-        detail = "TRIO_GATEWAY_METRICS_TOKEN is the admin's: what may read metrics may do anything"
-        return [warn("tokens", detail, "Give the metrics a token of their own.")]
     return [ok("tokens", "those in the settings are long")] if any(tokens.values()) else []
 
 
