@@ -167,7 +167,7 @@ async def test_a_session_that_is_over_is_not_remembered(world):
 def test_few_sessions_are_remembered_and_not_for_long(monkeypatch):
     """The memory has a bound, and each session in it a minute."""
     now = 100.0
-    monkeypatch.setattr(remembered.trio, "current_time", lambda: now)
+    monkeypatch.setattr(trio, "current_time", lambda: now)
     memory = remembered.Proven()
     for number in range(remembered.MOST + 5):
         officer = Officer("eve", Role.VIEWER, "settings:viewer")
