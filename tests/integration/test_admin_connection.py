@@ -6,6 +6,8 @@ import trio
 from tests.integration.admin_world import open_admin
 from tests.world import open_world
 
+TWO_LENGTHS = "POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n"
+TWO_LENGTHS += "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
 UPGRADE = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
 UPGRADE += "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 
@@ -65,11 +67,7 @@ async def test_two_requests_on_one_connection_are_both_answered(site):
     [
         ("GET http://evil.example/login HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
         ("GET ?/admin/v1/tenants HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
-        (
-            "POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n"
-            "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-            400,
-        ),
+        (TWO_LENGTHS, 400),
         (f"GET /events HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}\r\n", 404),
         (f"GET / HTTP/1.1\r\nHost: evil.example\r\n{UPGRADE}\r\n", 404),
     ],

@@ -41,7 +41,7 @@ class Missing(Exception):
 
 
 class NotMigrated(Exception):
-    """A table or column is missing: the migrations have not run."""
+    """A table, column or function is missing: the migrations have not run."""
 
 
 @contextmanager
@@ -56,6 +56,7 @@ def mapped_errors() -> Iterator[None]:
     except (
         asyncpg.UndefinedTableError,
         asyncpg.UndefinedColumnError,
+        asyncpg.UndefinedFunctionError,
         asyncpg.InvalidSchemaNameError,
     ) as error:
         raise NotMigrated("the database is not migrated; run `trio-gateway migrate`") from error

@@ -194,16 +194,8 @@ class Deliveries:
             body = message(row)
             headers = signed(row["secret"], row["message_id"], int(time.time()), body)
             receipt = await self._client.post(row["url"], headers, body)
-        except Refused:
-            return _failed(row["attempts"], None, "the host is not on the allowlist")
-        except Undelivered as error:
-            return _failed(row["attempts"], None, error.reason)
-        except ValueError:  # written by hand
-            return _failed(row["attempts"], None, "the secret is not one")
-        except Exception as error:
-            # Whatever one receiver does, the others are to be told.
-            log.exception("delivery_broke", type=type(error).__name__)
-            return _failed(row["attempts"], None, "no proper answer")
+        except Exception as error:  # noqa: BLE001 - whatever one does, the others are to be told
+            return _failed(row["attempts"], None, _reason(error))
         if 200 <= receipt.status < 300:
             return _End("delivered", receipt.status)
         if receipt.status == GONE:
@@ -235,6 +227,18 @@ class Deliveries:
             status=end.status,
             error=end.error,
         )
+
+
+def _reason(error: Exception) -> str:
+    """Say why nothing was delivered."""
+    if isinstance(error, Refused):
+        return "the host is not on the allowlist"
+    if isinstance(error, Undelivered):
+        return error.reason
+    if isinstance(error, ValueError):  # written by hand
+        return "the secret is not one"
+    log.error("delivery_broke", exc_info=error)
+    return "no proper answer"
 
 
 def _failed(attempts: int, status: int | None, error: str, asked: float = 0.0) -> _End:

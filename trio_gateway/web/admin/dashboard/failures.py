@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from quart import Response, g, render_template, request
 
 from trio_gateway.clients.postgres import NotMigrated
-from trio_gateway.core.errors import GatewayError, MethodNotAllowed, StoreUnavailable
+from trio_gateway.core.errors import GatewayError, MethodNotAllowed, NotFound, StoreUnavailable
 from trio_gateway.web.admin.cookies import session_secret
 from trio_gateway.web.admin.dashboard.desk import POLICY, SessionsAway, known
 from trio_gateway.web.admin.dashboard.shell import HTML, surroundings
@@ -75,6 +75,6 @@ def _said(error: Exception, shown: GatewayError) -> str:
         return "The database is not at this release. Run trio-gateway migrate."
     text = shown.message
     text = text[:1].upper() + text[1:]
-    if shown.param and shown.param != "id":
+    if shown.param and not isinstance(shown, NotFound):
         text = f"{shown.param.replace('_', ' ').capitalize()}: {shown.message}"
     return text if text.endswith((".", "?", "!")) else f"{text}."
