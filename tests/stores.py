@@ -28,9 +28,8 @@ def docker_answers() -> bool:
     try:
         import docker  # noqa: PLC0415 - only where testcontainers would be used
 
-        client = docker.from_env(timeout=2)
-        client.ping()
-        client.close()
+        with contextlib.closing(docker.from_env(timeout=2)) as client:
+            client.ping()
     except Exception:
         return False
     return True

@@ -122,7 +122,7 @@ def test_the_settings_are_the_gateways_and_load(tmp_path):
         environ[name] = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value)
         if name.endswith("_FILE"):
             environ[name] = str(tmp_path / name)
-            (tmp_path / name).write_text(secrets.get(name, "s" * 32), encoding="utf-8")
+            (tmp_path / name).write_text(secrets.get(name, f"{name:-<40}"), encoding="utf-8")
     loaded = settings.load(environ)
     assert loaded.admin_allow_remote
     assert loaded.trusted_proxies == "172.31.240.0/24"
@@ -148,10 +148,9 @@ def test_the_gateway_waits_for_its_migration():
 def test_prometheus_reads_the_shipped_files(tmp_path):
     """The shell of its entry point, run for real, leaves a configuration with our address."""
     (shell,) = SERVICES["prometheus"]["entrypoint"][2:]
-    shell = shell.replace("$$", "$").replace("/etc/trio-gateway", str(DEPLOY / "prometheus"))
-    shell = re.sub(
-        r"exec prometheus.*", "", shell.replace("/tmp/", f"{tmp_path}/"), flags=re.DOTALL
-    )
+    shell = shell.replace("$$", "$").replace("/tmp/", f"{tmp_path}/")
+    shell = shell.replace("/etc/trio-gateway", str(DEPLOY / "prometheus"))
+    shell = re.sub(r"exec prometheus.*", "", shell, flags=re.DOTALL)
     environ = {"GATEWAY": "172.31.240.2:8081", "PATH": "/usr/bin:/bin"}
     subprocess.run(["sh", "-ec", shell], env=environ, check=True, timeout=10)
     (job,) = yaml.safe_load((tmp_path / "scrape.yml").read_text("utf-8"))["scrape_configs"]

@@ -519,11 +519,18 @@ async def test_nothing_leads_elsewhere(desk: Desk):
 async def test_failures_are_throttled(desk: Desk):
     """After ten failures from one address the eleventh login waits, also a good one."""
     for _ in range(10):
-        answer = await desk.browser().get(f"{desk.base_url}/login/oidc/callback?state=x&code=y")
-        assert answer.status_code == 403
+        assert (await desk.sign_in(**{**ANN, "groups": "nobody"})).status_code == 403
     answer = await desk.sign_in(**ANN)
     assert (answer.status_code, int(answer.headers["retry-after"]) > 0) == (429, True)
-    assert (desk.provider.count("/token"), await desk.sessions()) == (0, 0)
+    assert (desk.provider.count("/token"), await desk.sessions()) == (10, 0)
+
+
+async def test_a_page_elsewhere_cannot_lock_out_its_visitors(desk: Desk):
+    """A callback that no login of this browser began is refused, and counts for nothing."""
+    for _ in range(40):
+        answer = await desk.browser().get(f"{desk.base_url}/login/oidc/callback?state=x&code=y")
+        assert answer.status_code == 403
+    assert (await desk.sign_in(**ANN)).status_code == 200
 
 
 async def test_a_session_ends_by_rest_and_by_an_operator(desk: Desk):
