@@ -20,11 +20,14 @@ from trio_gateway.clients.postgres import run_once
 from trio_gateway.embedded import stores as embedded
 from trio_gateway.migrate import upgrade
 
+DOCKER = Path("/var/run/docker.sock")
 _numbers = itertools.count(1)
 
 
 def docker_answers() -> bool:
     """Whether a Docker engine can be asked for containers."""
+    if "DOCKER_HOST" not in os.environ and not DOCKER.exists():
+        return False  # its client would leave a socket open
     try:
         import docker  # noqa: PLC0415 - only where testcontainers would be used
 
