@@ -31,6 +31,7 @@ import trio
 from deploy.staging.account import BUDGET, Account, State
 from deploy.staging.programs import ProgramFailed, environment
 from deploy.staging.site import Site, open_site
+from trio_gateway.core.causes import first_of
 from trio_gateway.embedded.postgres import find_programs
 from trio_gateway.embedded.store import StoreFailed
 
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="drill-") as folder:
             found = _drill(Path(folder), options.calls)
     except* (ProgramFailed, StoreFailed, trio.TooSlowError) as failed:
-        sys.stderr.write(f"drill: {_first(failed)}\n")
+        sys.stderr.write(f"drill: {str(first_of(failed)) or 'it took too long'}\n")
     if found is None:
         return 2
     sys.stdout.write(json.dumps(found, indent=2) + "\n")
@@ -82,12 +83,6 @@ def _count(text: str) -> int:
     if not 1 <= number <= 10_000:
         raise argparse.ArgumentTypeError("must be 1 to 10000")
     return number
-
-
-def _first(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return str(error) or "it took too long"
 
 
 def say(text: str) -> None:

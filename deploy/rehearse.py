@@ -34,6 +34,7 @@ from deploy.staging.load import Load
 from deploy.staging.nginx import Nginx
 from deploy.staging.programs import ProgramFailed, free_port
 from deploy.staging.site import Gateway, Site, open_site
+from trio_gateway.core.causes import first_of
 from trio_gateway.embedded.store import StoreFailed
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder, _site(folder) as site:
             found = trio.run(_rehearse, site, options)
     except* (ProgramFailed, StoreFailed, trio.TooSlowError) as failed:
-        sys.stderr.write(f"rehearsal: {_first(failed)}\n")
+        sys.stderr.write(f"rehearsal: {str(first_of(failed)) or 'it took too long'}\n")
     if found is None:
         return 2
     sys.stdout.write(json.dumps(found, indent=2) + "\n")
@@ -102,12 +103,6 @@ def _seconds(text: str) -> float:
 def _site(folder: str) -> Any:
     say("starting PostgreSQL and Redis")
     return open_site(Path(folder) / "site")
-
-
-def _first(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return str(error) or "it took too long"
 
 
 def say(text: str) -> None:

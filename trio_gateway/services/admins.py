@@ -50,7 +50,7 @@ SCRAPE_MEMORY = 300.0  # for so many seconds
 SCRAPE_PATIENCE = 1.0  # seconds that a scrape waits for PostgreSQL,
 PATIENCE = 3.0  # and anything else
 _PROVE = """
-SELECT *, now() AS now FROM gateway.admins WHERE lookup = $1 AND disabled_at IS NULL
+SELECT * FROM gateway.admins WHERE lookup = $1 AND disabled_at IS NULL
     AND (expires_at IS NULL OR expires_at > now())
 """
 

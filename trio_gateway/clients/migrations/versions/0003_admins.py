@@ -1,9 +1,6 @@
 """Admins, their sessions, and failed logins."""
 
-from pathlib import Path
-from typing import Any
-
-from alembic import op
+from trio_gateway.clients.migrations.scripts import run_beside
 
 revision = "0003"
 down_revision = "0002"
@@ -13,7 +10,4 @@ depends_on = None
 
 def upgrade() -> None:
     """Run the SQL file beside this one."""
-    script = Path(__file__).with_suffix(".sql").read_text(encoding="utf-8")
-    # Through the driver itself: a prepared statement holds one command only.
-    driver: Any = op.get_bind().connection.dbapi_connection
-    driver.run_async(lambda connection: connection.execute(script))
+    run_beside(__file__)
