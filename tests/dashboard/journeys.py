@@ -88,7 +88,7 @@ def _revoked(page: Any, gateway_url: str, key: str) -> int:
     dialog = page.get_by_role("dialog")
     dialog.wait_for()
     dialog.get_by_role("button", name="Cancel").click()
-    assert page.locator("dialog").count() == 0
+    page.locator("dialog").wait_for(state="detached")
     page.get_by_role("button", name="Revoke…").click()
     page.get_by_role("dialog").get_by_label("Reason").fill(MARKUP)
     page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
@@ -141,19 +141,13 @@ def cut_a_call(base_url: str, gateway_url: str, token: str, key: str) -> str:
 
 def watch_a_batch(base_url: str, gateway_url: str, token: str, key: str) -> list[str]:
     """Open a batch under way and wait until it is done, without loading the page again."""
-    headers = {"authorization": f"Bearer {key}"}
-    line = {"method": "POST", "url": "/v1/chat/completions", "body": SAID}
-    text = "".join(json.dumps(line | {"custom_id": f"n{n}"}) + "\n" for n in range(12))
-    with httpx.Client(base_url=gateway_url, headers=headers, timeout=20) as client:
-        file = client.post(
-            "/v1/files", files={"file": ("a.jsonl", text.encode())}, data={"purpose": "batch"}
-        )
-        wanted = {"input_file_id": file.json()["id"], "endpoint": "/v1/chat/completions"}
-        batch = client.post("/v1/batches", json=wanted | {"completion_window": "24h"}).json()
     seen = []
-    with signed_in(base_url, token) as page:
+    with signed_in(
+        base_url, token
+    ) as page:  # before there is a batch, which may be done in seconds
+        batch = _batch(gateway_url, key)
         page.goto("/batches")
-        page.get_by_role("link", name=batch["id"]).click()
+        page.get_by_role("link", name=batch).click()
         page.evaluate("window.kept = true")
         for status in ("in progress", "completed"):
             page.locator("#batch .badge", has_text=status).first.wait_for(timeout=30_000)
@@ -163,6 +157,19 @@ def watch_a_batch(base_url: str, gateway_url: str, token: str, key: str) -> list
         assert page.get_by_text("Cancel…").count() == 0
         assert page.locator("dt", has_text="Output").count() == 1
     return seen
+
+
+def _batch(gateway_url: str, key: str) -> str:
+    headers = {"authorization": f"Bearer {key}"}
+    line = {"method": "POST", "url": "/v1/chat/completions", "body": SAID}
+    text = "".join(json.dumps(line | {"custom_id": f"n{n}"}) + "\n" for n in range(12))
+    with httpx.Client(base_url=gateway_url, headers=headers, timeout=20) as client:
+        file = client.post(
+            "/v1/files", files={"file": ("a.jsonl", text.encode())}, data={"purpose": "batch"}
+        )
+        wanted = {"input_file_id": file.json()["id"], "endpoint": "/v1/chat/completions"}
+        batch = client.post("/v1/batches", json=wanted | {"completion_window": "24h"})
+    return str(batch.json()["id"])
 
 
 def without_script(base_url: str, token: str) -> bool:
@@ -259,13 +266,22 @@ def _check(
         found[f"{path} ({how})"] = bad
 
 
+STICKING_OUT = """() => {
+  for (const details of document.querySelectorAll("details.data")) details.open = true;
+  return [...document.querySelectorAll(".card, .figure")]
+    .filter(card => card.scrollWidth > card.clientWidth)
+    .map(card => card.innerText.slice(0, 40));
+}"""
+
+
 def too_wide(base_url: str, token: str, pages: list[str]) -> list[str]:
-    """Return the pages that have to be scrolled sideways, on a phone or on a desk."""
+    """Return what is wider than its page or its card, on a phone or on a desk, tables opened."""
     found = []
     for size in (PHONE, WIDE):
         with signed_in(base_url, token, size=size) as page:
             for path in pages:
                 page.goto(path)
+                found += [f"{path}: {card}" for card in page.evaluate(STICKING_OUT)]
                 width = page.evaluate("document.documentElement.scrollWidth")
                 if width > size["width"]:
                     found.append(f"{path}: {width} of {size['width']}")

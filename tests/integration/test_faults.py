@@ -94,7 +94,7 @@ async def over(calls: list[Streaming]) -> None:
             await call.ended.wait()
 
 
-async def refused(site: Site, key: Any, limit: float = 2) -> None:
+async def refused(site: Site, key: Any, limit: float = 10) -> None:
     """Wait for the first 503; nothing but a good answer may come before it."""
     with trio.fail_after(limit):
         while (answer := await site.ask(key)).status_code != 503:
@@ -176,6 +176,7 @@ async def test_streams_outlive_a_restart_of_postgresql(site):
 async def test_everything_is_settled_after_the_whole_installation_was_killed(site):
     """kill -9 of the supervisor and of both workers; the next start finds every call lost."""
     key = await site.key("killed-all")
+    await site.sim.play({"model": "llama3.2", "token_gap": GAP, "tokens": 100_000})
     async with trio.open_nursery() as nursery:
         calls = await spread(nursery, site.fleet, key)
         for pid in [site.fleet.popen.pid, *site.fleet.descendants()]:
