@@ -6,6 +6,7 @@ import httpx
 import orjson
 import pytest
 import trio
+import trio.testing
 
 from trio_gateway.simulator.canaries import SECRET_SIGNIN_URL
 from trio_gateway.simulator.script import Script, parse_scripts
@@ -129,6 +130,33 @@ async def test_a_gap_takes_its_time(local, autojump_clock):
     begun = trio.current_time()
     await client.post("/api/chat", json=ask())
     assert trio.current_time() - begun == pytest.approx(35)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_held_reply_ends_when_other_scripts_are_played(served, stream):
+    """Its tokens are out and its end is not, for as long as its script is played."""
+    sim, done = served.app.sim, trio.Event()
+    sim.play(Script(tokens=2, held=True))
+    found = []
+
+    async def call():
+        answer = await served.client.post("/api/chat", json=ask(stream=stream))
+        found.extend(lines(answer.content))
+        done.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call)
+        with trio.fail_after(20):
+            await sim.until(lambda sim: sim.generations and sim.generations[0].body)
+            if stream:
+                await sim.until(lambda sim: sim.generations[0].tokens == 2)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert (sim.open, done.is_set()) == (1, False)
+            sim.play()
+            await done.wait()
+            await sim.until(lambda sim: not sim.open)
+    assert (found[-1]["done"], found[-1]["eval_count"]) == (True, 2)
+    assert sim.generations[0].end == "done"
 
 
 async def test_leaving_in_process_is_a_disconnect(local, autojump_clock):

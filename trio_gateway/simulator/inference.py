@@ -175,10 +175,12 @@ async def _generate(struct_name: str, kinds: dict[str, str]) -> Response:
 
 
 async def _whole(ask: Ask, script: Script, reply: Reply, frames: Frames) -> Response:
-    _, generation = _here()
+    sim, generation = _here()
     if script.flood:
         await trio.sleep_forever()
     await trio.sleep(script.token_gap * len(reply.pieces))
+    if script.held:
+        await sim.replaced(script)
     if script.ending == "error":
         raise wire.Refusal(500, script.error_text or DEFAULT_ERROR)
     data = frames.whole(done=script.ending == "done")

@@ -42,6 +42,8 @@ class Script:
     chunk_tokens: int = 1  # tokens in each chunk
     flood: bool = False  # tokens without end, whatever num_predict says
 
+    held: bool = False  # the end waits until other scripts are played
+
     ending: Ending = "done"  # die breaks the connection, eof just stops, error is a line
     after: int | None = None  # chunks before any other ending than done; None is all
     final: dict[str, Any] = field(default_factory=dict)  # changes to it; None removes a field
@@ -76,7 +78,7 @@ class Script:
     def instant(self) -> bool:
         """Tell whether the whole reply may go out in one write."""
         plain = self.ending == "done" and not self.line_bytes
-        return plain and not self.flood and not self.token_gap
+        return plain and not self.flood and not self.token_gap and not self.held
 
 
 def parse_script(given: Any) -> Script:

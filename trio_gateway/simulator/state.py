@@ -94,11 +94,16 @@ class Simulation:
         self._scripts = [
             (script, [-1 if script.times is None else script.times]) for script in scripts
         ]
+        self.notice()
 
     @property
     def scripts(self) -> list[Script]:
         """The scripts that still have requests to serve."""
         return [script for script, left in self._scripts if left[0]]
+
+    async def replaced(self, script: Script) -> None:
+        """Wait until the script is none of those that are played."""
+        await self.until(lambda _: all(script is not played for played, _left in self._scripts))
 
     def choose(self, path: str, model: str | None, *, unread: bool = False) -> Script:
         """Take the script for a request; `unread` asks for those that need no body."""

@@ -56,16 +56,21 @@ class Stream:
             waiting.append(line)
             size += len(line)
             tokens += len(piece.tokens)
-            if script.token_gap or size >= WRITE:
+            if script.token_gap or script.held or size >= WRITE:
                 for part in self._parts(b"".join(waiting), tokens):
                     yield part
                 await trio.sleep(script.token_gap)
                 waiting, size, tokens = [], 0, 0
+        await self._hold()
         waiting.append(self._last())
         for part in self._parts(b"".join(waiting), tokens):
             yield part
         if script.ending == "die":
             raise Died("the script ends here")
+
+    async def _hold(self) -> None:
+        if self._script.held:
+            await self._sim.replaced(self._script)
 
     def _pieces(self) -> Iterable[Piece]:
         pieces = self._reply.pieces
