@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.world import World, open_world
 from trio_gateway.clients.bridge import open_bridge
 from trio_gateway.clients.postgres import Postgres, open_postgres
 
+DAY = 86_400  # seconds
 PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin"
 TOOLS = {
     "nginx": "deploy/nginx.conf and the rehearsal are not tested",
@@ -45,6 +47,14 @@ def _data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def own_logs() -> None:
     """Let no test write where, or as little as, a gateway of an earlier one was told to."""
     structlog.reset_defaults()
+
+
+@pytest.fixture
+def same_day() -> None:
+    """Let no test that counts what one day or month (UTC) brings begin in its last minute."""
+    left = DAY - time.time() % DAY
+    if left < 60:
+        time.sleep(left + 0.1)  # midnight comes by itself, and by no event
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import trio
 
-LIMIT = 5.0  # seconds for any one step
+LIMIT = 30.0  # seconds for any one step
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 

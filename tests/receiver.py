@@ -52,7 +52,7 @@ class Receiver:
 
     async def until(self, count: int) -> list[Got]:
         """Wait for so many messages; return them all."""
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while len(self.got) < count:
                 await self._changed.wait()
         return self.got

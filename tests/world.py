@@ -25,6 +25,8 @@ from trio_gateway.simulator import server as simulator_server
 from trio_gateway.simulator.app import Simulator, create_app
 
 MODELS = ("llama3.2:latest", "qwen3:8b", "nomic-embed-text:latest", "secret-model:latest")
+KEEP_ALIVE = 75.0  # seconds, as a worker has it; longer than any test waits for an end
+SETTLED = 30.0  # seconds for all calls to end
 LEDGER = "SELECT * FROM gateway.ledger ORDER BY started_at"
 
 
@@ -80,7 +82,7 @@ class World:
 
     async def settled(self) -> None:
         """Wait until every call has ended and its account is closed."""
-        with trio.fail_after(5):
+        with trio.fail_after(SETTLED):
             await self.gateway.live.ended()
             await self.gateway.gate.writer.drained()
 
@@ -110,6 +112,7 @@ async def open_world(
     transport: httpx.AsyncBaseTransport | None = None,
     simulator: Simulator | None = None,
     beside: World | None = None,
+    keep_alive: float = KEEP_ALIVE,
     **overrides: Any,
 ) -> AsyncIterator[World]:
     """Run a gateway with one tenant `acme` (all models) and a key; overrides are settings.
@@ -141,12 +144,13 @@ async def open_world(
         config.errorlog = None
         config.graceful_timeout = loaded.drain_timeout + 1
         config.include_server_header = False
+        config.keep_alive_timeout = keep_alive
         gateway_stop = trio.Event()
         binds = await nursery.start(
             partial(serve, app, config, shutdown_trigger=gateway_stop.wait, mode="asgi")
         )
         secret = bytes((await postgres.fetch("SELECT key_secret FROM gateway.installation"))[0][0])
-        async with httpx.AsyncClient(base_url=binds[0], timeout=20) as client:
+        async with httpx.AsyncClient(base_url=binds[0], timeout=60) as client:
             world = World(
                 binds[0],
                 app,

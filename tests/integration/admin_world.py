@@ -13,7 +13,7 @@ import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve
 
-from tests.world import World
+from tests.world import KEEP_ALIVE, World
 from trio_gateway import admin_asgi
 from trio_gateway.services.admins import AdminBook
 from trio_gateway.services.secrets import Secrets
@@ -74,13 +74,14 @@ async def open_admin(world: World, **overrides: Any) -> AsyncIterator[AdminWorld
     config.errorlog = None
     config.graceful_timeout = 1
     config.include_server_header = False
+    config.keep_alive_timeout = KEEP_ALIVE
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         binds = await nursery.start(
             partial(serve, app, config, shutdown_trigger=stop.wait, mode="asgi")
         )
         book = AdminBook(world.postgres, "test", Secrets())
-        async with httpx.AsyncClient(base_url=binds[0], timeout=20) as client:
+        async with httpx.AsyncClient(base_url=binds[0], timeout=60) as client:
             try:
                 yield AdminWorld(world, binds[0], app, client, book)
             finally:

@@ -18,7 +18,7 @@ CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/
 MODEL = "llama3.2"
 TERMINAL = {"completed", "failed", "expired", "cancelled"}
 ENDS = {"completed_at", "failed_at", "expired_at", "cancelled_at"}
-PATIENCE = 20.0  # seconds for a small batch to end
+PATIENCE = 60.0  # seconds for a small batch to end
 FIRST_POLL, LONGEST_POLL = 0.05, 1.0  # seconds
 
 # What waits for its time: a retry, a window that is full, a budget that is spent.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tests.world import World
 
 SOON = 1.0  # seconds; the promise for most things that happen by themselves
+PATIENCE = 30.0  # seconds for a step that nobody promised a time for
 RESET = struct.pack("ii", 1, 0)
 
 
@@ -54,7 +55,7 @@ class Caller:
 
     async def until(self, mark: bytes) -> bytes:
         """Read until the mark is there, and return everything read."""
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             while mark not in self.received:
                 piece = await self.stream.receive_some()
                 assert piece, f"closed before {mark!r}: {self.received[-300:]!r}"
@@ -63,7 +64,7 @@ class Caller:
 
     async def rest(self) -> bytes:
         """Read to the end of the connection."""
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             while piece := await self.stream.receive_some():
                 self.received += piece
         return self.received
@@ -123,14 +124,14 @@ def request(world: World, path: str, body: Any, key: Any = None, *, length: int 
     return "\r\n".join([*lines, "", ""]).encode() + data
 
 
-async def until(condition: Callable[[], Any], limit: float = 5) -> None:
+async def until(condition: Callable[[], Any], limit: float = PATIENCE) -> None:
     """Wait until the condition holds."""
     with trio.fail_after(limit):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await trio.sleep(0.002)
 
 
-async def until_rows(world: World, query: str, *args: Any, limit: float = 5) -> None:
+async def until_rows(world: World, query: str, *args: Any, limit: float = PATIENCE) -> None:
     """Wait until a query has rows."""
     with trio.fail_after(limit):
         while not await world.rows(query, *args):  # noqa: ASYNC110 - as above
@@ -165,14 +166,14 @@ async def locked(world: World, table: str) -> AsyncIterator[Callable[[], Awaitab
 
 async def dispatched(world: World, calls: int = 1) -> Any:
     """Wait until so many generations have been asked for; return the last."""
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE):
         await world.sim.until(lambda sim: sim.started >= calls and sim.generations[-1].body)
     return world.sim.generations[-1]
 
 
 async def idle(world: World, tenant_id: str | None = None) -> None:
     """Wait until nothing of any call is left: no generation, no call, no slot, no hold."""
-    with trio.fail_after(SOON):
+    with trio.fail_after(PATIENCE):
         await world.sim.until(lambda sim: not sim.open)
     await world.settled()
     backends = world.gateway.gate.backends

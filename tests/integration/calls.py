@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import trio
 
-from tests.integration.fleet import ROOT, TICK, Fleet, script, until
+from tests.integration.fleet import ROOT, STOP_LIMIT, TICK, Fleet, script, until
 from trio_gateway.clients.bridge import open_bridge
 from trio_gateway.clients.postgres import Postgres, open_postgres
 from trio_gateway.clients.redis import Redis
@@ -41,7 +41,9 @@ class Office:
         query = "SELECT * FROM gateway.ledger WHERE key_id = $1 ORDER BY started_at"
         return [dict(row) for row in await self.postgres.fetch(query, key["id"])]
 
-    async def settled(self, key: Any, count: int, limit: float = 10) -> list[dict[str, Any]]:
+    async def settled(
+        self, key: Any, count: int, limit: float = STOP_LIMIT
+    ) -> list[dict[str, Any]]:
         """Wait until a key has that many rows, and return them."""
         with trio.fail_after(limit):
             while len(rows := await self.rows(key)) < count:  # noqa: ASYNC110
@@ -114,7 +116,7 @@ async def stream(
     """Begin a stream in the nursery, and return it with its first line there."""
     call = Streaming(base_url, key, path, chat(stream=True, **more))
     nursery.start_soon(call.run)
-    with trio.fail_after(20):
+    with trio.fail_after(STOP_LIMIT):
         await call.began.wait()
     assert call.status == 200, (call.status, call.lines, call.broke)
     return call
@@ -183,7 +185,7 @@ async def books_agree(stores: Iterable[str]) -> None:
     ):
         redis = Redis(redis_url, {})
         await nursery.start(redis.run)
-        with trio.fail_after(30):
+        with trio.fail_after(STOP_LIMIT):
             while True:
                 found = await verify(postgres, redis)
                 assert found["ok"], found

@@ -29,7 +29,7 @@ MODELS = (
     "team/secret-model:7b",
 )
 START_LIMIT = 60.0  # seconds; several builds may share two cores
-STOP_LIMIT = 30.0
+STOP_LIMIT = 60.0
 TICK = 0.02
 HOW = ("serve", "hypercorn")
 
@@ -154,7 +154,7 @@ class Ollama(Program):
 
     async def play(self, *scripts: dict[str, Any]) -> None:
         """Replace its scripts."""
-        async with httpx.AsyncClient(base_url=self.url) as client:
+        async with httpx.AsyncClient(base_url=self.url, timeout=40) as client:
             (await client.post("/_sim/script", json=list(scripts))).raise_for_status()
 
     async def state(self, **wanted: Any) -> Any:
@@ -164,7 +164,7 @@ class Ollama(Program):
 
     async def forget(self) -> None:
         """Begin a new page."""
-        async with httpx.AsyncClient(base_url=self.url) as client:
+        async with httpx.AsyncClient(base_url=self.url, timeout=40) as client:
             await client.delete("/_sim/script")
             await client.delete("/_sim/state")
 

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from tests.integration.admin_world import open_admin
-from tests.integration.caller import SHAPES, calling, dispatched, ended
+from tests.integration.caller import PATIENCE, SHAPES, calling, dispatched, ended
 from trio_gateway.simulator.script import Script
 
 CHAT = {"model": "llama3.2", "messages": [{"role": "user", "content": "hello"}]}
@@ -25,7 +25,7 @@ async def chat(admin, key, **body):
 
 async def until(admin, key, status):
     """Ask until a change has reached the gateway: it takes a moment, not a restart."""
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE):
         while (answer := await chat(admin, key)).status_code != status:  # noqa: ASYNC110
             await trio.sleep(0.01)
     return answer
@@ -40,7 +40,7 @@ async def done(admin, method, path, body=None, status=200, role="admin"):
 
 async def some(admin, path):
     """Ask for a list until there is something in it."""
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE):
         while not (found := (await done(admin, "GET", path))["data"]):  # noqa: ASYNC110
             await trio.sleep(0.02)
     return found
@@ -254,7 +254,11 @@ async def test_a_live_call_is_listed_and_cut(admin):
 async def test_workers_backends_and_stores_tell_how_they_are(admin):
     """The one worker reports, with its backend; both stores answer."""
     (worker,) = await some(admin, "/workers")
-    (backend,) = (await done(admin, "GET", "/backends"))["data"]
+    with trio.fail_after(PATIENCE):
+        # the first report may be of before the models were discovered
+        while not (found := (await done(admin, "GET", "/backends"))["data"])[0]["models"]:  # noqa: ASYNC110
+            await trio.sleep(0.02)
+    (backend,) = found
     assert backend["healthy"] is True
     assert backend["models"] == len(admin.world.simulator.sim.models)
     assert backend["worker"] == {name: worker[name] for name in ("host", "slot", "pid")}

@@ -309,6 +309,7 @@ async def test_webhooks_are_made_changed_and_removed(admin):
     assert (await done(admin, "GET", "/webhooks"))["data"] == []
 
 
+@pytest.mark.usefixtures("same_day")
 async def test_budgets_near_their_end_are_listed(admin):
     """As notices, and as they stand now."""
     await done(admin, "PATCH", "/tenants/acme", {"budget": 1000})

@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from tests.integration.caller import SHAPES, calling, dispatched, ended, until
+from tests.integration.caller import PATIENCE, SHAPES, calling, dispatched, ended
 from tests.world import open_world
 from trio_gateway.services.account_rows import NotFound
 from trio_gateway.services.calls import Calls
@@ -26,7 +26,7 @@ def calls_of(world):
 
 async def listed(calls, count=1):
     """Wait until so many calls are listed."""
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE):
         while len(found := await calls.listing()) != count:  # noqa: ASYNC110
             await trio.sleep(0.01)
     return found
@@ -93,9 +93,9 @@ async def test_a_call_that_is_over_or_made_up_cannot_be_cut(world):
 async def test_every_worker_says_how_it_fares(world):
     """Once a second: load, health of backends, and nothing of an address's password."""
     board = WorkerBoard(world.gateway.redis)
-    await until(world.gateway.gate.catalog.models)
-    with trio.fail_after(5):
-        while not (found := await board.listing()):  # noqa: ASYNC110
+    with trio.fail_after(PATIENCE):
+        # the first report may be of before the models were discovered
+        while not (found := await board.listing()) or not found[0]["backends"][0]["models"]:  # noqa: ASYNC110
             await trio.sleep(0.01)
     (report,) = found
     assert (report["missing"], report["in_flight"], report["waiting"]) == ([], 0, 0)

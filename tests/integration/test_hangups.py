@@ -14,6 +14,7 @@ import trio.testing
 from tests.integration.caller import (
     NATIVE,
     OPENAI,
+    PATIENCE,
     SHAPES,
     SOON,
     WHOLE,
@@ -126,13 +127,15 @@ async def test_a_hangup_while_reserving_leaves_no_hold(world, shape):
     await world.post(NATIVE.path, NATIVE.body())  # everything warm
     await world.settled()
     with contextlib.closing(redis.Redis.from_url(world.gateway.settings.redis_url)) as admin:
-        admin.execute_command("CLIENT", "PAUSE", "2000", "WRITE")
-        async with calling(world, shape) as caller:
-            await until(lambda: world.gateway.gate.backends.in_flight == 1)
-            caller.reset()
-            await trio.testing.wait_all_tasks_blocked(0.02)  # the hang-up has been seen
+        admin.execute_command("CLIENT", "PAUSE", "600000", "WRITE")
+        try:
+            async with calling(world, shape) as caller:
+                await until(lambda: world.gateway.gate.backends.in_flight == 1)
+                caller.reset()
+                await trio.testing.wait_all_tasks_blocked(0.02)  # the hang-up has been seen
+        finally:
             admin.execute_command("CLIENT", "UNPAUSE")
-            await idle(world)
+        await idle(world)
     row = (await world.ledger())[-1]
     assert (row["outcome"], row["basis"], row["charged_tokens"]) == ("aborted", "none", 0)
     assert world.sim.started == 1
@@ -183,7 +186,7 @@ async def test_a_hangup_between_head_and_body_closes_upstream(world, shape):
             gone.set()
             await trio.sleep_forever()  # the head is on its way, and the client is gone
 
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE):
         await world.app(scope(world, shape, body), receive, send)
     row = await ended(world)
     assert [message["type"] for message in sent] == ["http.response.start"]
@@ -239,7 +242,7 @@ async def test_a_client_that_stops_reading_is_cut_off(database, redis_url, shape
         limit = {"options": {"num_predict": 10**7}} if shape is NATIVE else {"max_tokens": 10**7}
         async with calling(world, shape, buffer=4096, **limit) as caller:
             await dispatched(world)
-            with trio.fail_after(20):
+            with trio.fail_after(PATIENCE):
                 await world.sim.until(lambda sim: not sim.open)
             row = await ended(world)
             with pytest.raises(trio.BrokenResourceError):
@@ -273,7 +276,7 @@ async def test_leaving_frees_the_slot_for_the_next_in_line(database, redis_url):
             nursery.start_soon(second)
             await until(lambda: world.gateway.gate.backends.waiting == 1)
             first.reset()
-            await until(lambda: answers, SOON)
+            await until(lambda: answers)
         assert lines(answers[0].content)[-1]["done"] is True
         await idle(world)
         assert [row["outcome"] for row in await world.ledger()] == ["aborted", "completed"]
@@ -292,4 +295,4 @@ async def test_twenty_hangups_at_once_leave_nothing(world):
     assert len(rows) == len({row["request_id"] for row in rows}) == 20
     assert {row["outcome"] for row in rows} == {"aborted"}
     spent = await world.rows("SELECT charged FROM gateway.spend WHERE scope LIKE 't:%'")
-    assert {int(row["charged"]) for row in spent} == {sum(row["charged_tokens"] for row in rows)}
+    assert sum(row["charged"] for row in spent) == sum(row["charged_tokens"] for row in rows)

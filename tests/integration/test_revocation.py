@@ -15,6 +15,7 @@ from argon2 import PasswordHasher
 from tests.integration.caller import (
     NATIVE,
     OPENAI,
+    PATIENCE,
     SHAPES,
     SOON,
     WHOLE,
@@ -231,13 +232,14 @@ async def test_a_client_that_does_not_read_is_cut_at_upstream_all_the_same(datab
 )
 async def test_expiry_and_narrowing_affect_new_calls_only(world, change):
     """A call in flight goes on to its end; the next one is refused."""
-    world.sim.play(Script(tokens=4, token_gap=0.15, times=1))
+    world.sim.play(Script(tokens=4, held=True, times=1))
     async with calling(world, OPENAI) as caller:
         await caller.until(b"t0")
         await world.keyring.update(world.key["id"], change)
         with trio.fail_after(SOON):
             while (await world.post(NATIVE.path, NATIVE.body())).status_code == 200:
                 await trio.lowlevel.checkpoint()
+        world.sim.play()
         await caller.until(b"[DONE]")
     await idle(world)
     assert (await world.ledger())[0]["outcome"] == "completed"
@@ -320,7 +322,7 @@ async def behind_a_door(database, redis_url):
 async def shut(world, door):
     """Take the listener's connection away, and let it have no other."""
     door.shut()
-    await until(lambda: not world.gateway.revocations.listening, SOON)
+    await until(lambda: not world.gateway.revocations.listening)
 
 
 async def test_while_the_listener_is_down_nothing_is_believed(database, redis_url):
@@ -355,7 +357,7 @@ async def test_after_the_reconnect_the_cache_serves_again(database, redis_url):
         assert (await world.client.get("/readyz")).status_code == 200
         assert (await world.get("/api/tags")).status_code == 200
         async with locked(world, "gateway.api_keys"):
-            with trio.fail_after(SOON):
+            with trio.fail_after(PATIENCE):
                 assert (await world.get("/api/tags")).status_code == 200, "not from the cache"
         world.sim.play(SLOW)
         async with calling(world, OPENAI) as caller:
