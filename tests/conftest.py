@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 import structlog
 
@@ -17,6 +18,15 @@ from tests.stores import TestStores
 from tests.world import World, open_world
 from trio_gateway.clients.bridge import open_bridge
 from trio_gateway.clients.postgres import Postgres, open_postgres
+
+# How long an example takes is the machine's affair, and no fault of what is tested.
+hypothesis.settings.register_profile(
+    "patient",
+    hypothesis.settings(),
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("patient")
 
 DAY = 86_400  # seconds
 PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin"

@@ -42,7 +42,10 @@ def browser() -> Iterator[Any]:
         sync_playwright() as playwright,
     ):
         running = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=list(FLAGS), env={"HOME": home, "XDG_CONFIG_HOME": home}
+            executable_path=CHROMIUM,
+            args=list(FLAGS),
+            env={"HOME": home, "XDG_CONFIG_HOME": home},
+            timeout=90_000,
         )
         try:
             yield running
@@ -58,7 +61,7 @@ def page_of(
     context = running.new_context(
         base_url=base_url, viewport=size or WIDE, color_scheme=theme, locale="en-US", **more
     )
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(45_000)
     page = context.new_page()
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))

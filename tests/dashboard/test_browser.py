@@ -11,6 +11,8 @@ from tests.dashboard.chrome import needs_chromium
 from tests.dashboard.drive import drive
 from tests.dashboard.sample import busy, fill
 from tests.integration.admin_world import open_admin
+from tests.world import MODELS, open_world
+from trio_gateway.simulator.app import create_app
 from trio_gateway.simulator.script import Script
 
 pytestmark = needs_chromium
@@ -78,10 +80,23 @@ async def test_a_live_call_is_cut_by_a_click(world, journey):
     assert await journey("cut_a_call", gateway=True, key=True) == "call_cut"
 
 
-async def test_a_batch_is_watched_to_its_end(world, journey):
+async def test_a_batch_is_watched_to_its_end(database, redis_url):
     """Its progress moves and it ends as completed, on a page that is loaded once."""
-    world.sim.play(Script(head_delay=1.5))
-    seen = await journey("watch_a_batch", gateway=True, key=True)
+    # Its lines do not end before the journey has seen them under way.
+    simulator = create_app(MODELS, Script(held=True), control_routes=True)
+    async with (
+        open_world(database, redis_url, simulator=simulator) as world,
+        open_admin(world) as admin,
+    ):
+        seen = await drive(
+            JOURNEYS,
+            "watch_a_batch",
+            base_url=admin.base_url,
+            gateway_url=world.base_url,
+            ollama_url=world.gateway.settings.ollama_base_url,
+            token=await admin.token(),
+            key=world.key["key"],
+        )
     assert int(seen[0]) < 100
     assert seen[1] == "100"
 

@@ -38,7 +38,7 @@ def test_a_first_start_serves_and_tells_everything_on_one_line(quickstart):
     code, out, _ = running.stop()
     assert (code, out) == (0, "")
     for pid in pids:
-        wait_gone(pid, 1)
+        wait_gone(pid)
 
 
 def test_a_second_start_reuses_everything_and_shows_no_secret_again(quickstart):
@@ -121,12 +121,12 @@ def test_a_port_in_use_is_refused_and_nothing_is_changed(launch, tmp_path, which
 
 def test_without_ollama_the_simulated_one_is_named_and_nothing_is_started(launch, tmp_path):
     """Exit 1 with advice, no data directory made."""
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
     folder = tmp_path / "new"
-    url = f"http://127.0.0.1:{port}"
-    refused = launch("quickstart", "--data-dir", folder, OLLAMA_BASE_URL=url)
-    code, _, err = refused.finish()
+    with socket.socket() as held:  # bound and not listening: nobody answers there
+        held.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{held.getsockname()[1]}"
+        refused = launch("quickstart", "--data-dir", folder, OLLAMA_BASE_URL=url)
+        code, _, err = refused.finish()
     assert code == 1
     assert "--simulate" in err
     assert err.count("\n") == 1

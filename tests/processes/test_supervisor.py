@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.processes.conftest import wait_gone
+from deploy.staging.programs import free_port
+from tests.processes.conftest import SECONDS, wait_gone
 
 
 def test_a_dead_worker_is_replaced_and_no_connection_is_refused_meanwhile(quickstart):
@@ -72,14 +73,14 @@ def test_a_killed_simulator_comes_back_on_the_same_port(quickstart):
 @pytest.mark.parametrize("everything", [False, True])
 def test_a_killed_supervisor_leaves_no_process_and_blocks_no_start(quickstart, everything):
     """kill -9 of the supervisor, or of all at once, then an ordinary start at once."""
-    running = quickstart("--workers", "2")
+    running = quickstart("--workers", "2", "--bind", f"127.0.0.1:{free_port()}")
     pids = running.pids()
     running.popen.kill()
     if everything:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-    running.popen.wait(10)
+    running.popen.wait(SECONDS)
     again = quickstart("--bind", urlsplit(running.told["base_url"]).netloc)
     assert again.told["api_key"] is None
     for pid in pids:
@@ -108,7 +109,7 @@ def test_a_call_that_outlives_the_drain_time_is_cut(quickstart):
     worker = running.children()["worker"][0]
     with running.stream():
         assert running.stop()[0] == 0
-    wait_gone(worker, 1)
+    wait_gone(worker)
 
 
 @pytest.mark.parametrize(
@@ -127,12 +128,12 @@ def test_a_worker_that_cannot_start_stops_the_start_with_its_reason(launch, tmp_
 
 def test_a_signal_during_the_start_ends_it_in_order(launch, tmp_path):
     """SIGTERM before anything is ready: exit code 0 and no process left."""
-    starting = launch("quickstart", "--simulate", "--data-dir", tmp_path / "new")
-    watched = tmp_path / "new" / "state.json"
-    while not watched.exists():
-        assert starting.popen.poll() is None
+    words = ["quickstart", "--simulate", "--data-dir", tmp_path / "new"]
+    starting = launch(*words, TINY_LIFESPAN="endless")
+    while (line := starting.err.line()) != "the start goes on\n":
+        assert line
     pids = starting.pids()
     code, out, _ = starting.stop()
     assert (code, out) == (0, "")
     for pid in pids:
-        wait_gone(pid, 1)
+        wait_gone(pid)

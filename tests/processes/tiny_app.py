@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 
 import trio
 
@@ -30,10 +32,10 @@ class Tiny:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         if scope["path"] == "/stream":
             await self.stream(send)
-        elif scope["path"] == "/break":
-            self.broken.set()
         body = str(os.getpid()).encode()
         await send({"type": "http.response.body", "body": body})
+        if scope["path"] == "/break":
+            self.broken.set()
 
     async def stream(self, send):
         await send({"type": "http.response.body", "body": b"begun ", "more_body": True})
@@ -50,6 +52,10 @@ class Tiny:
             await send({"type": "lifespan.startup.failed", "message": message})
         elif mode == "raise":
             raise OSError("no such store")
+        elif mode == "endless":
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # ends it although it has not begun
+            print("the start goes on", file=sys.stderr, flush=True)
+            await trio.sleep_forever()
         await send({"type": "lifespan.startup.complete"})
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.breaking)
