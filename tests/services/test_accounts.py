@@ -13,6 +13,7 @@ from trio_gateway.services.keyring import Keyring
 from trio_gateway.services.tenant_rows import read_installation_secret
 
 LIMIT = 20
+pytestmark = pytest.mark.usefixtures("same_day")
 
 
 @pytest.fixture

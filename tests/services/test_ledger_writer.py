@@ -70,15 +70,22 @@ async def test_rows_that_come_together_share_a_transaction(worker):
     assert writer.backlog == 0
 
 
-async def test_a_busy_worker_waits_a_moment_for_company(worker, monkeypatch):
+@pytest.fixture
+def clock():
+    """Time as it is, that can be made to go by."""
+    return trio.testing.MockClock(rate=1.0)
+
+
+async def test_a_busy_worker_waits_a_moment_for_company(clock, worker, monkeypatch):
     """Rows that come within it share its transaction; an idle worker does not wait."""
     for name in ("LINGER_EACH", "LINGER_MOST"):
-        monkeypatch.setattr(writer_module, name, 0.2)
+        monkeypatch.setattr(writer_module, name, 30.0)
     writer, ledger = await start(worker, others=1)
     first = writer.submit(past_row(caller(), 1, NOON))
     await until(writer._wake.is_set)
     await trio.testing.wait_all_tasks_blocked()
     second = writer.submit(past_row(caller(), 1, NOON))
+    clock.jump(30.0)
     await first.wait()
     assert second.is_set()
     assert ledger.groups == [2]

@@ -385,13 +385,14 @@ async def test_a_scrape_does_not_wait_for_a_store(there):
     """What the processes counted is shown in time; of the database it says that it is away."""
     began = time.monotonic()
     series = await read(Metrics(), Silent(there=there))
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5  # and the store never answers
     assert total(series, "trio_gateway_database_up") == 0
     assert not [name for name, _ in series if name == "trio_gateway_batches_open"]
 
 
-async def test_open_batches_and_lines_are_read_from_the_database(postgres):
+async def test_open_batches_and_lines_are_read_from_the_database(postgres, monkeypatch):
     """An empty queue is shown as zeros, not as nothing."""
+    monkeypatch.setattr(exposition, "STORE_LIMIT", 20.0)  # a slow machine's answer is one too
     series = await read(Metrics(), postgres)
     assert total(series, "trio_gateway_database_up") == 1
     assert {

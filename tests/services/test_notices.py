@@ -18,8 +18,9 @@ from trio_gateway.services.ledger.ledger import Ledger
 from trio_gateway.services.notices.notices import CURRENT, SETTINGS, Notices
 from trio_gateway.services.tenant_rows import read_installation_secret
 
-LIMIT = 30
+LIMIT = 90
 DAY = timedelta(days=1)
+pytestmark = pytest.mark.usefixtures("same_day")
 
 
 class Books:
@@ -348,7 +349,7 @@ MANY = (
     FROM generate_series(1, 30000) n, gateway.tenants t
     """,
     """
-    INSERT INTO gateway.spend SELECT 'k:' || id, current_date - n, 1
+    INSERT INTO gateway.spend SELECT 'k:' || id, (now() AT TIME ZONE 'UTC')::date - n, 1
     FROM gateway.api_keys, generate_series(0, 1) n
     """,
     """

@@ -17,7 +17,8 @@ from trio_gateway.clients.postgres import connect, open_postgres, run_once
 from trio_gateway.services.ledger.ledger import Ledger
 from trio_gateway.services.notices.notices import Notices
 
-LIMIT = 30
+LIMIT = 90
+pytestmark = pytest.mark.usefixtures("same_day")
 TENANTS = """
 INSERT INTO gateway.tenants (id, name, budget, budget_period)
 SELECT 'ten_' || n, 't' || n, 10 ^ 9, 'total' FROM generate_series(0, 2) n
@@ -84,13 +85,15 @@ def upgraded(stores):
     """A database that was filled at 0002, and then migrated."""
     name = "upgraded_from_0002"
     asyncio.run(run_once(stores.database_url, f"CREATE DATABASE {name}"))
-    url = stores.database(name)
-    at_0002(url)
-    for query in (TENANTS, KEYS, ROWS, SPEND):
-        asyncio.run(run_once(url, query))
-    assert migrate.upgrade(url) == migrate.head()
-    yield url
-    asyncio.run(run_once(stores.database_url, f"DROP DATABASE {name} WITH (FORCE)"))
+    try:
+        url = stores.database(name)
+        at_0002(url)
+        for query in (TENANTS, KEYS, ROWS, SPEND):
+            asyncio.run(run_once(url, query))
+        assert migrate.upgrade(url) == migrate.head()
+        yield url
+    finally:
+        asyncio.run(run_once(stores.database_url, f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 async def test_an_upgrade_keeps_the_rows_and_makes_up_their_sums(upgraded):

@@ -2,10 +2,13 @@
 
 from datetime import UTC, datetime
 
+import pytest
+
 from tests.account import caller, past_row
 from trio_gateway.services.ledger.ledger import Ledger
 from trio_gateway.services.ledger.retention import Retention
 
+pytestmark = pytest.mark.usefixtures("same_day")
 NAMES = (
     "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
     " WHERE c.relkind = 'r'"

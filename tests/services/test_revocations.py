@@ -18,7 +18,8 @@ from trio_gateway.services.live import Live
 from trio_gateway.services.revocation import Revocations
 from trio_gateway.services.tenant_rows import STANDING_KEYS, read_installation_secret
 
-SOON = 1.0
+SOON = 1.0  # what is promised of a revocation
+LATER = 20.0  # what is promised to no second
 
 
 class Cache:
@@ -121,10 +122,10 @@ async def test_a_change_that_takes_nothing_away_evicts_alone(database, postgres,
         with ears.live.hold(principal(key)) as leash:
             rename = "UPDATE gateway.api_keys SET name = 'n', expires_at = now() WHERE id = $1"
             await postgres.fetch(rename, key["id"])
-            await until(lambda: key["id"] in ears.cache.forgotten)
+            await until(lambda: key["id"] in ears.cache.forgotten, LATER)
             # What comes next in the channel is handled after the look at this key.
             await postgres.fetch("INSERT INTO gateway.models (name) VALUES ('a:latest')")
-            await until(lambda: ears.refreshed == 2)
+            await until(lambda: ears.refreshed == 2, LATER)
             assert leash.reason is None
 
 
@@ -132,7 +133,7 @@ async def test_a_change_of_the_models_reads_the_policies_again(database, postgre
     """Blocks, weights and pins reach every worker."""
     async with listening(postgres, database) as ears:
         await postgres.fetch("INSERT INTO gateway.models (name) VALUES ('a:latest')")
-        await until(lambda: ears.refreshed == 2)
+        await until(lambda: ears.refreshed == 2, LATER)
 
 
 async def test_without_a_listener_nothing_is_believed_and_live_keys_are_polled(
@@ -141,7 +142,7 @@ async def test_without_a_listener_nothing_is_believed_and_live_keys_are_polled(
     """A revocation during the outage cuts within a second all the same."""
     async with open_door(database) as door, listening(postgres, door.url) as ears:
         door.shut()
-        await until(lambda: not ears.cache.trusted)
+        await until(lambda: not ears.cache.trusted, LATER)
         with ears.live.hold(principal(key)) as leash:
             await postgres.fetch(CHANGES["revocation"], key["id"])
             await until(lambda: leash.reason)
@@ -152,10 +153,10 @@ async def test_after_a_reconnect_everything_is_emptied_and_looked_at_again(datab
     """What changed unheard is found, and then the cache is believed again."""
     async with open_door(database) as door, listening(postgres, door.url) as ears:
         door.shut()
-        await until(lambda: not ears.cache.trusted)
+        await until(lambda: not ears.cache.trusted, LATER)
         ears.cache.forgotten.clear()
         door.reopen()
-        await until(lambda: ears.cache.trusted, 3)
+        await until(lambda: ears.cache.trusted, LATER)
         assert (ears.cache.forgotten, ears.refreshed) == (["all"], 2)
         with ears.live.hold(principal(key)) as leash:
             await postgres.fetch(CHANGES["revocation"], key["id"])
@@ -166,9 +167,9 @@ async def test_a_connection_that_swallows_the_answers_is_noticed(database, postg
     """A half-dead connection, as behind a firewall: the heartbeat finds out within seconds."""
     async with open_door(database) as door, listening(postgres, door.url) as ears:
         door.swallow()
-        await until(lambda: not ears.cache.trusted, 4)
+        await until(lambda: not ears.cache.trusted, LATER)
         door.reopen()
-        await until(lambda: ears.cache.trusted, 8)
+        await until(lambda: ears.cache.trusted, LATER)
 
 
 async def test_a_database_that_takes_no_connections_is_a_store_out_of_reach(

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from tests.account import ask, caller, charged, empty, one_database, open_worker, row_of
 from tests.proxy import open_door
@@ -100,37 +101,55 @@ async def test_a_row_that_is_there_already_decides(worker):
     assert (found["s|t|total"], found["h|t|total"]) == (44, 0)
 
 
-async def test_nobody_is_swept_before_the_lease_is_over_by_both_clocks(worker):
+@pytest.fixture
+def clock():
+    """Time as it is by this worker, that can be made to go by."""
+    return MockClock(rate=1.0)
+
+
+async def run_out(worker, principal, hold):
+    """Let a lease be over by Redis."""
+    leases = tenant_keys(principal.tenant.id)[3]
+    lease = (await worker.redis.command("HGET", leases, hold.request_id)).split(b"|")
+    lease[2] = b"1"
+    await worker.redis.command("HSET", leases, hold.request_id, b"|".join(lease))
+
+
+async def test_nobody_is_swept_before_the_lease_is_over_by_both_clocks(clock, books, redis_url):
     """Redis says that it is over; then this worker's own clock must see no renewal for as long."""
-    principal = caller(TOTAL)
-    hold = await abandoned(worker, principal)
-    assert await worker.sweeper.sweep() == 0
-    await trio.sleep(LEASE)
-    assert await worker.sweeper.sweep() == 0
-    assert await worker.sweeper.sweep() == 0
-    # one renewal, and all begins anew
-    worker.quota.live[hold.request_id] = hold
-    await worker.renewals.beat()
-    worker.crash(hold)
-    await trio.sleep(LEASE)
-    assert await worker.sweeper.sweep() == 0
-    assert await worker.holds(principal) == {hold.request_id}
-    await trio.sleep(LEASE)
-    assert await worker.sweeper.sweep() == 1
+    async with open_worker(books, redis_url, lease=30, limit=600) as worker:
+        principal = caller(TOTAL)
+        hold = await abandoned(worker, principal)
+        assert await worker.sweeper.sweep() == 0
+        clock.jump(40)
+        assert await worker.sweeper.sweep() == 0
+        await run_out(worker, principal, hold)
+        assert await worker.sweeper.sweep() == 0
+        clock.jump(15)
+        assert await worker.sweeper.sweep() == 0
+        # one renewal, and all begins anew
+        worker.quota.live[hold.request_id] = hold
+        await worker.renewals.beat()
+        worker.crash(hold)
+        await run_out(worker, principal, hold)
+        clock.jump(15)
+        assert await worker.sweeper.sweep() == 0
+        clock.jump(15)
+        assert await worker.sweeper.sweep() == 0
+        assert await worker.holds(principal) == {hold.request_id}
+        clock.jump(15)
+        assert await worker.sweeper.sweep() == 1
 
 
 async def test_a_clock_step_sweeps_nobody_alive(worker):
     """A lease that ended long ago by Redis, of a hold that is still being renewed."""
     principal = caller(TOTAL)
     hold, _ = await worker.quota.reserve(ask(principal))
-    leases = tenant_keys(principal.tenant.id)[3]
     others: Any = _Others()
     elsewhere = Sweeper(worker.redis, others, worker.ledger, interval=1, lease=LEASE, renewal=1)
     for _ in range(4):
         await worker.renewals.beat()
-        lease = (await worker.redis.command("HGET", leases, hold.request_id)).split(b"|")
-        lease[2] = b"1"
-        await worker.redis.command("HSET", leases, hold.request_id, b"|".join(lease))
+        await run_out(worker, principal, hold)
         assert await elsewhere.sweep() == 0
         await trio.sleep(LEASE / 2)
 

@@ -15,6 +15,7 @@ from trio_gateway.services.quota.keys import tenant_keys
 TOTAL = Limits(budget=100_000, budget_period=Period.TOTAL)
 DAY = Limits(budget=100_000, budget_period=Period.DAY)
 MONTH = Limits(budget=100_000, budget_period=Period.MONTH)
+pytestmark = pytest.mark.usefixtures("same_day")
 
 
 @pytest.fixture
