@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -15,21 +14,16 @@ import pytest
 import redis
 import trio
 
+from deploy.staging.programs import free_port
 from trio_gateway.embedded.redis import find_server
 from trio_gateway.embedded.store import StoreFailed
 
 NAME = "books"
 DOWN_AFTER = 500  # milliseconds without an answer
 FAILOVER_TIMEOUT = 3000  # milliseconds
-FAILOVER = 15.0  # seconds, at most, until another takes over, with others building beside
+FAILOVER = 60.0  # seconds, at most, until another takes over, with others building beside
 TICK = 0.02
-GREETED = 30.0  # seconds for everyone to have met everyone
-
-
-def free_port() -> int:
-    """Return a port that nobody listens at."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
+GREETED = 60.0  # seconds for everyone to have met everyone
 
 
 class Ensemble:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import sysconfig
 import time
 from pathlib import Path
@@ -28,10 +29,17 @@ class ProgramFailed(Exception):
 
 
 def free_port() -> int:
-    """Find a port of loopback that nobody listens on."""
+    """Find a port of loopback that nobody listens on, and keep it for a server of ours.
+
+    Under Linux the socket stays bound for as long as this process lives, and never listens: the
+    kernel gives the port to nobody else, and a server that sets SO_REUSEADDR may take it.
+    """
     with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
+        if sys.platform == "linux":
+            probe.detach()
         return port
 
 

@@ -16,7 +16,7 @@ import trio
 
 from tests.world import World, open_world
 
-LIMIT = 30
+LIMIT = 120
 LEAST = {
     "input_file_id": "file-nowhere",
     "endpoint": "/v1/chat/completions",

@@ -13,7 +13,7 @@ import trio
 
 from tests.account import empty
 from tests.integration import fleet as fleets
-from tests.integration.batching import TERMINAL, Batcher, asks
+from tests.integration.batching import TERMINAL, Batcher, ask, asks
 from tests.integration.calls import books_agree, command, office
 from tests.integration.fleet import until
 from trio_gateway.embedded import stores as embedded
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LINES = 2000
+HELD = 3  # of them, which cannot end before the faults are over
+HELD_MODEL = "qwen3:8b"
 LEASE = 2.0  # seconds, for lines and holds alike
-LIMIT = 120.0  # seconds; a sixth of it where nobody else builds
+LIMIT = 400.0  # seconds; a twentieth of it where nobody else builds
 POLL = 0.1  # seconds
 LOST = "SELECT FROM gateway.ledger WHERE outcome = 'lost'"
 # A row that a sweep wrote does not know which backend it was.
@@ -55,6 +57,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             batch_lease=LEASE,
             hold_lease=LEASE,
             sweep_interval=0.5,
+            drain_timeout=2,
+            idle_timeout=LIMIT,
         ) as running:
             yield stores, sim, running
 
@@ -64,7 +68,10 @@ class Patient(Batcher):
 
     async def show(self, batch_id: str) -> dict[str, Any]:
         while True:
-            with contextlib.suppress(httpx.HTTPError, AssertionError):
+            with (
+                trio.move_on_after(3),
+                contextlib.suppress(httpx.HTTPError, AssertionError),
+            ):
                 return await super().show(batch_id)
             await trio.sleep(POLL)
 
@@ -72,7 +79,7 @@ class Patient(Batcher):
         """Wait until so many lines have a result."""
         while True:
             batch = await self.show(batch_id)
-            assert batch["status"] not in TERMINAL, "there was not enough time for the faults"
+            assert batch["status"] not in TERMINAL, batch
             if batch["request_counts"]["completed"] >= least:
                 return
             await trio.sleep(POLL)
@@ -81,15 +88,20 @@ class Patient(Batcher):
 async def test_a_batch_survives_dead_workers_and_stores(site: Any) -> None:
     """2,000 results once each, a ledger row for each dispatch, no hold left, books that agree."""
     stores, sim, running = site
-    await sim.play({"token_gap": 0.02, "tokens": 3})
+    quick, held = {"token_gap": 0.02, "tokens": 3}, {"tokens": 3, "held": True}
+    await sim.play({"model": HELD_MODEL} | held, quick)
     async with office(stores.database_url) as desk:
         key = await desk.key("acme", budget=100_000_000, budget_period="month")
     limits = httpx.Limits(max_keepalive_connections=0)
     with trio.fail_after(LIMIT):
-        async with httpx.AsyncClient(base_url=running.base_url, timeout=3, limits=limits) as client:
+        async with httpx.AsyncClient(
+            base_url=running.base_url, timeout=30, limits=limits
+        ) as client:
             owner = Patient(client, key)
-            batch_id = await owner.begin(asks(LINES))
+            lines = [ask(f"c{n}", f"c{n}", model=HELD_MODEL) for n in range(LINES - HELD, LINES)]
+            batch_id = await owner.begin(asks(LINES - HELD) + lines)
             await _faults(owner, batch_id, stores, running)
+            await sim.play(quick)
             found = await owner.ended(batch_id, LIMIT)
         await books_agree(stores)
         state = await sim.state(open=0)
@@ -136,7 +148,7 @@ async def _faults(owner: Patient, batch_id: str, stores: Any, running: fleets.Fl
     await owner.done(batch_id, 1400)
     # Redis must not forget the calls of the dead before a sweep has found them.
     async with office(stores.database_url) as desk:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while not await desk.postgres.fetch(LOST):  # noqa: ASYNC110 - others write it
                 await trio.sleep(POLL)
     empty(stores.redis_url)

@@ -82,7 +82,7 @@ async def test_lines_that_failed_are_gone(world, uncollected):
     world.sim.play(Script(status=500))
     owner = batcher(world)
     before = kept()
-    with trio.fail_after(30):
+    with trio.fail_after(120):
         batch_id = await owner.begin([ask(f"c{number}") for number in range(CALLS)])
         found = await hurried(world, owner, batch_id)
     assert found.codes() == {"upstream_error": CALLS}

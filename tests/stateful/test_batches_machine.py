@@ -40,7 +40,7 @@ from trio_gateway.services.batches.turns import Turns
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LIMIT = 20.0  # seconds for one step
+LIMIT = 60.0  # seconds for one step
 LEASE = 600.0  # seconds: leases end by hand only
 MOST_UNDER_WAY = 2  # batches of one tenant
 MOST_BATCHES = 8  # of one run
@@ -132,7 +132,7 @@ class Stage:
         )
         self._thread.start()
         self.postgres: Postgres
-        self._token, self._stop, self.postgres = self._ready.get(timeout=30)
+        self._token, self._stop, self.postgres = self._ready.get(timeout=120)
         self.book = BatchBook(self.postgres)
         self.intake = Intake(self.postgres)
         self.lines = Lines(self.postgres, LEASE, ATTEMPTS)
