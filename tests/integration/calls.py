@@ -94,7 +94,7 @@ class Streaming:
         try:
             with self.scope:
                 async with (
-                    httpx.AsyncClient(base_url=base_url, timeout=60) as client,
+                    httpx.AsyncClient(base_url=base_url, timeout=600) as client,
                     client.stream("POST", path, json=body, headers=bearer(key)) as answer,
                 ):
                     self.status = answer.status_code
