@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from deploy.staging.programs import free_port
 from tests.integration.calls import command
-from tests.sentinels import ensemble, free_port, until
+from tests.sentinels import ensemble, until
 from trio_gateway.cli.check_sentinels import check_sentinels
 
 
