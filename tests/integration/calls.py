@@ -22,6 +22,8 @@ from trio_gateway.services.accounts import Accounts
 from trio_gateway.services.keyring import Keyring
 from trio_gateway.services.tenant_rows import read_installation_secret
 
+FEW = 20  # streams
+
 
 @dataclass(frozen=True)
 class Office:
@@ -123,9 +125,12 @@ async def stream(
 
 
 async def spread(
-    nursery: trio.Nursery, running: Fleet, key: Any, least: int = 1, most: int = 60
+    nursery: trio.Nursery, running: Fleet, key: Any, least: int = 1, most: int = 120
 ) -> list[Streaming]:
-    """Begin streams until each of the two workers carries at least so many."""
+    """Begin streams until each of the two workers carries at least so many.
+
+    After the first few they come slowly, as a worker that has just been started is not there yet.
+    """
     calls: list[Streaming] = []
     while True:
         loads = running.loads()
@@ -134,6 +139,8 @@ async def spread(
         assert len(calls) < most, loads
         path = "/v1/chat/completions" if len(calls) % 2 else "/api/chat"
         calls.append(await stream(nursery, running.base_url, key, path))
+        if len(calls) > FEW:
+            await trio.sleep(0.5)
 
 
 async def on_one_worker(

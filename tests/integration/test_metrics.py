@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from tests.integration.batching import Batcher, asks
-from tests.integration.caller import NATIVE, OPENAI, calling, dispatched, until
+from tests.integration.caller import NATIVE, OPENAI, PATIENCE, calling, dispatched, until
 from tests.scrapes import names, read, total
 from tests.world import open_world
 from trio_gateway.sampling import take_sample
@@ -20,10 +20,23 @@ CANARY = "canary-in-a-prompt"
 KEYS, TENANTS = 150, 15
 
 
+async def all_of(world):
+    """Scrape the world's gateway as it is."""
+    return await read(world.gateway.observer.metrics, world.postgres)
+
+
 async def scraped(world):
     """Scrape the world's gateway once all is settled."""
     await world.settled()
-    return await read(world.gateway.observer.metrics, world.postgres)
+    return await all_of(world)
+
+
+async def scraped_at_the_end(world):
+    """Scrape once the one batch has been counted as ended, which is soon after it has."""
+    with trio.fail_after(PATIENCE):
+        while not total(series := await scraped(world), "trio_gateway_batches_ended_total"):
+            pass
+    return series
 
 
 async def some_calls(world):
@@ -145,7 +158,7 @@ async def test_a_stamp_that_is_none_is_passed_over(world, payload):
     await world.rows("SELECT pg_notify('gateway_changes', $1)", payload)
     await world.rows("INSERT INTO gateway.revocations (key_id) VALUES ($1)", world.key["id"])
     metrics = world.gateway.observer.metrics
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE):
         while not total(await read(metrics), "trio_gateway_revocation_lag_seconds_count"):  # noqa: ASYNC110
             await trio.sleep(0.01)
     assert world.gateway.revocations.listening
@@ -157,17 +170,18 @@ async def test_what_waits_and_what_runs_is_shown_while_it_does(database, redis_u
     async with open_world(database, redis_url, backend_slots=1) as world:
         metrics = world.gateway.observer.metrics
         world.sim.play(Script(tokens=9, token_gap=60, times=1))
-        async with calling(world, NATIVE) as first, calling(world, NATIVE) as second:
+        async with calling(world, NATIVE) as first:
             await first.until(b"t0")
-            await until(lambda: world.gateway.gate.backends.waiting == 1)
-            metrics.sample(take_sample(world.gateway))
-            series = await read(metrics)
-            assert total(series, "trio_gateway_queue_depth", priority="live") == 1
-            assert total(series, "trio_gateway_backend_in_flight") == 1
-            assert total(series, "trio_gateway_backend_slots") == 1
-            assert total(series, "trio_gateway_live_calls") == 2
-            first.reset()
-            await second.until(b'"done":true')
+            async with calling(world, NATIVE) as second:
+                await until(lambda: world.gateway.gate.backends.waiting == 1)
+                metrics.sample(take_sample(world.gateway))
+                series = await read(metrics)
+                assert total(series, "trio_gateway_queue_depth", priority="live") == 1
+                assert total(series, "trio_gateway_backend_in_flight") == 1
+                assert total(series, "trio_gateway_backend_slots") == 1
+                assert total(series, "trio_gateway_live_calls") == 2
+                first.reset()
+                await second.until(b'"done":true')
         series = await scraped(world)
         assert total(series, "trio_gateway_queue_wait_seconds_count") == 2
         assert total(series, "trio_gateway_queue_wait_seconds_sum") > 0
@@ -179,11 +193,11 @@ async def test_batches_are_counted_line_by_line(world):
     batcher = Batcher(world.client, world.key)
     content = asks(3) + asks(1, "bad", temperature="warm")
     batch_id = await batcher.begin(content)
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE):
         while (batch := await batcher.show(batch_id))["status"] != "completed":  # noqa: ASYNC110
             await trio.sleep(0.05)
     answer = await world.get(f"/v1/files/{batch['output_file_id']}/content")
-    series = await scraped(world)
+    series = await scraped_at_the_end(world)
     assert total(series, "trio_gateway_batch_lines_total", outcome="succeeded") == 3
     assert total(series, "trio_gateway_batch_lines_total", outcome="failed") == 1
     assert total(series, "trio_gateway_batches_ended_total", status="completed") == 1
@@ -197,10 +211,10 @@ async def test_a_batch_that_fails_its_validation_is_counted_too(world):
     """Nothing of it ran: no line and no call is counted."""
     batcher = Batcher(world.client, world.key)
     batch_id = await batcher.begin([*asks(1), b"{"])
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE):
         while (await batcher.show(batch_id))["status"] != "failed":  # noqa: ASYNC110
             await trio.sleep(0.05)
-    series = await scraped(world)
+    series = await scraped_at_the_end(world)
     assert total(series, "trio_gateway_batches_ended_total", status="failed") == 1
     assert total(series, "trio_gateway_batch_lines_total") == 0
     assert total(series, "trio_gateway_calls_total") == 0
@@ -252,7 +266,10 @@ async def test_a_scrape_holds_nothing_of_a_caller(world):
 
 async def test_tenants_and_stores_are_well_in_a_world_that_is(world):
     """The state that a new worker shows by itself, before any call."""
-    series = await read(world.gateway.observer.metrics, world.postgres)
+    with trio.fail_after(PATIENCE):
+        # the first sample may be of before the models were discovered
+        while not total(series := await all_of(world), "trio_gateway_catalog_models"):
+            pass
     for name in ("listener_up", "redis_connected", "limiter_admitting", "database_up", "workers"):
         assert total(series, f"trio_gateway_{name}") == 1
     assert total(series, "trio_gateway_catalog_models") == 4

@@ -13,7 +13,7 @@ import trio
 import yaml
 
 from tests.integration.batching import Batcher, asks
-from tests.integration.caller import OPENAI, calling
+from tests.integration.caller import OPENAI, PATIENCE, calling
 from tests.integration.test_metrics import scraped, some_calls
 from trio_gateway.core.domain import Basis, Outcome
 from trio_gateway.services.metrics.metrics import FAULTS, THRESHOLDS
@@ -104,7 +104,7 @@ async def everything(world):
     await world.client.get("/nowhere")
     batcher = Batcher(world.client, world.key)
     batch_id = await batcher.begin(asks(2))
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE):
         while (batch := await batcher.show(batch_id))["status"] != "completed":  # noqa: ASYNC110
             await trio.sleep(0.05)
     await world.get(f"/v1/files/{batch['output_file_id']}/content")

@@ -6,7 +6,7 @@ import contextlib
 
 import trio
 
-from tests.integration.caller import NATIVE, OPENAI, calling, idle, until
+from tests.integration.caller import NATIVE, OPENAI, PATIENCE, calling, idle, until
 from tests.world import open_world
 from trio_gateway.simulator.script import Script
 
@@ -101,7 +101,7 @@ async def test_slots_are_what_upstream_sees_at_once(database, redis_url):
         async def call():
             answers.append(await world.post(NATIVE.path, NATIVE.body()))
 
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE):
             async with trio.open_nursery() as nursery:
                 for _ in range(10):
                     nursery.start_soon(call)

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tests.integration.batching import Batcher, asks
-from tests.integration.caller import NATIVE, calling
+from tests.integration.caller import NATIVE, PATIENCE, calling
 from tests.otlp import attributes, collecting
 from tests.world import open_world
 from trio_gateway.core.timeline import PHASES
@@ -175,7 +175,7 @@ async def test_lines_of_batches_are_traced_as_calls(traced, collector):
     async with traced() as world:
         batcher = Batcher(world.client, world.key)
         batch_id = await batcher.begin(asks(3))
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE):
             while (await batcher.show(batch_id))["status"] != "completed":  # noqa: ASYNC110
                 await trio.sleep(0.05)
     roots = collector.roots()

@@ -21,6 +21,7 @@ WEBSOCKET = {
     "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
     "Sec-WebSocket-Version": "13",
 }
+SOON = 5.0  # seconds, where a call would otherwise last for twenty minutes
 H2C = {
     "Upgrade": "h2c",
     "Connection": "Upgrade, HTTP2-Settings",
@@ -68,7 +69,7 @@ class Http2:
     async def answer(self, stream_id):
         """Read one answer: status, headers and body."""
         status, headers, body = None, {}, b""
-        with trio.fail_after(5):
+        with trio.fail_after(raw_http.LIMIT):
             while True:
                 data = await self.stream.receive_some(65536)
                 if not data:
@@ -110,7 +111,7 @@ async def test_no_path_takes_a_websocket(world, path):
     error = answer.json()["error"]
     assert error["code"] == "endpoint_not_allowed" if path.startswith("/v1") else error
     rows: list[dict[str, Any]] = []
-    with trio.fail_after(1):
+    with trio.fail_after(raw_http.LIMIT):
         while not rows:
             rows = await world.rows("SELECT code, path, count FROM gateway.audit_log")
     assert rows == [{"code": "endpoint_not_allowed", "path": path, "count": 1}]
@@ -154,19 +155,19 @@ async def test_a_call_over_http2_is_held_and_settled(world):
 @pytest.mark.parametrize("way", ["reset", "close"])
 async def test_leaving_over_http2_stops_the_gpu(world, way):
     """A stream reset and a closed connection both end the call upstream."""
-    world.sim.play(Script(tokens=1000, token_gap=0.02))
+    world.sim.play(Script(tokens=60_000, token_gap=0.02))
     auth = [("authorization", f"Bearer {world.key['key']}")]
     body = b'{"model":"llama3.2","messages":[{"role":"user","content":"one two"}]}'
     async with http2(world.port) as client:
         stream_id = await client.begin("POST", "/api/chat", auth, body)
-        with trio.fail_after(5):
+        with trio.fail_after(raw_http.LIMIT):
             await world.sim.until(lambda sim: sim.generations and sim.generations[0].tokens > 2)
         if way == "reset":
             client.connection.reset_stream(stream_id)
             await client.flush()
         else:
             client.stream.socket.close()
-        with trio.fail_after(0.5):
+        with trio.fail_after(SOON):
             await world.sim.until(lambda sim: sim.open == 0)
     (row,) = await world.ledger()
     assert row["outcome"] == "aborted"
@@ -215,7 +216,7 @@ NOT_ASCII = (
 async def test_header_values_that_are_no_ascii_harm_only_their_own_connection(world):
     """The connection may end without an answer; the worker and its other calls go on."""
     for headers in NOT_ASCII:
-        world.sim.play(Script(tokens=20, token_gap=0.01))
+        world.sim.play(Script(tokens=20, held=True))
         body = {"model": "llama3.2", "prompt": "x"}
         async with world.client.stream(
             "POST", "/api/generate", json=body, headers=world.auth()
@@ -226,6 +227,7 @@ async def test_header_values_that_are_no_ascii_harm_only_their_own_connection(wo
                 await client.send(raw_http.request("GET /api/chat", headers))
                 with contextlib.suppress(EOFError):
                     await client.answer()
+            world.sim.play()
             async for line in lines:
                 last = line
         assert orjson.loads(last)["done"] is True
