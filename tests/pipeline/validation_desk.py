@@ -50,6 +50,7 @@ class Desk:
         self.book = BatchBook(postgres)
         self.principals: dict[str, Principal] = {}
         self.backends: dict[str, list[str] | None] = {}
+        self.redis: Any = None
 
     def validator(
         self, intake: Intake | None = None, lease: float = 30.0, tenant_batches: int = 20
@@ -112,6 +113,13 @@ class Desk:
         assert await self.validator().once()
         return batch_id
 
+    async def lose(self, backend: str) -> None:
+        """Let a backend fall silent, and its time to live be over."""
+        self.backends[backend] = None
+        while self.catalog.complete:
+            await self.redis.command("DEL", *self.catalog._keys.values())
+            await trio.sleep(0.01)
+
     async def lapse(self) -> None:
         """Let every lease on a batch run out."""
         await self.postgres.fetch(
@@ -144,10 +152,10 @@ async def open_desk(
     async with trio.open_nursery() as nursery:
         redis = Redis(redis_url, {})
         await nursery.start(redis.run)
-        catalog = Catalog(redis, tags, list(known), interval=0.02, ttl=0.5)
+        catalog = Catalog(redis, tags, list(known), interval=0.02, ttl=60)
         await nursery.start(catalog.run)
         desk = Desk(postgres, open_blobs(f"file://{folder}"), Tenants(postgres, secret), catalog)
-        desk.backends = known
+        desk.backends, desk.redis = known, redis
         for name in ("acme", "other"):
             await accounts.create(name, {"models": ["llama3.2:latest"]})
             key = await keys.issue(name, {})

@@ -37,7 +37,7 @@ async def served() -> AsyncIterator[Served]:
     app = create_app(control_routes=True)
     async with trio.open_nursery() as nursery:
         url = await nursery.start(serve, app)
-        async with httpx.AsyncClient(base_url=url, timeout=10) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             yield Served(app, url, client)
         nursery.cancel_scope.cancel()
 
