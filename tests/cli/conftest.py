@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.cli.sickroom import LIFE
+from trio_gateway.cli import check_workers
 from trio_gateway.cli.main import main
 
 
@@ -36,6 +38,12 @@ class Answer:
 
 
 Run = Callable[..., Answer]
+
+
+@pytest.fixture(autouse=True)
+def lasting_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the doctor know how long the reports stay that tests leave."""
+    monkeypatch.setattr(check_workers, "GONE_AFTER", LIFE)
 
 
 @pytest.fixture

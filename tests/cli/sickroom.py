@@ -17,7 +17,9 @@ from typing import Any
 import redis
 
 from trio_gateway import __version__
-from trio_gateway.services.workers import GONE_AFTER, INDEX, PREFIX
+from trio_gateway.services.workers import INDEX, PREFIX
+
+LIFE = 600.0  # seconds that a report stays, however long the doctor takes
 
 
 def found_by(cli, *args: str) -> dict[str, dict[str, str]]:
@@ -112,7 +114,7 @@ def report(redis_url: str, *, skew: float = 0, **fields: Any) -> None:
     name = secrets.token_hex(8)
     with redis.Redis.from_url(redis_url) as memory:
         memory.zadd(INDEX, {name: whole["reported_at"]})
-        memory.set(PREFIX + name, json.dumps(whole), px=int(GONE_AFTER * 1000))
+        memory.set(PREFIX + name, json.dumps(whole), px=int(LIFE * 1000))
 
 
 class _Relay(socketserver.ThreadingTCPServer):

@@ -15,7 +15,7 @@ from trio_gateway.cli.batch_watch import Pace
 from trio_gateway.clients.postgres import run_once
 
 PROGRAM = Path(sys.executable).parent / "trio-gateway"
-TIMEOUT = 30
+TIMEOUT = 90
 INSERT = """
 INSERT INTO gateway.batches (id, tenant_id, key_id, endpoint, input_file_id, completion_window,
     fingerprint, expires_at, status, total)

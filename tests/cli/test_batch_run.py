@@ -11,7 +11,7 @@ import trio
 from trio_gateway.simulator.script import Script
 
 PROGRAM = Path(sys.executable).parent / "trio-gateway"
-LIMIT = 60
+LIMIT = 180
 
 
 def line(number, url="/v1/chat/completions", **body):

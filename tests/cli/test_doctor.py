@@ -135,7 +135,7 @@ def test_everything_silent_ends_in_time_without_a_secret(bare, monkeypatch):
             monkeypatch.setenv(f"TRIO_GATEWAY_{name}", value)
         began = time.monotonic()
         found = found_by(bare)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 20
         text = bare("doctor")
     states = {check: each["state"] for check, each in found.items()}
     assert (states["postgres"], states["redis"], states["ollama"]) == ("fail", "fail", "fail")
@@ -153,7 +153,7 @@ def test_a_silent_bucket_ends_in_time(cli, database, monkeypatch):
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
         began = time.monotonic()
         assert state_of(cli, "blobs")[0] == "fail"
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 20
 
 
 def test_a_check_that_breaks_hides_no_other(cli, database, monkeypatch):

@@ -126,4 +126,4 @@ def test_a_reader_who_leaves_early_is_no_failure(kept):
         assert running.stdout.readline() == b"line\n"
         running.stdout.close()
         assert running.stderr.read() == b""
-        assert running.wait(30) == 0
+        assert running.wait(90) == 0

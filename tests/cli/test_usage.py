@@ -16,7 +16,7 @@ from trio_gateway.cli.main import trunk
 from trio_gateway.clients.postgres import run_once
 from trio_gateway.datadir import DataDir
 
-TIMEOUT = 30
+TIMEOUT = 90
 PROGRAM = Path(sys.executable).parent / "trio-gateway"
 
 
