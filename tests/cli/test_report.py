@@ -1,4 +1,4 @@
-"""`trio-gateway usage`, `audit` and `ledger verify` on a real installation."""
+"""`trio-gateway usage`, `audit` and `ledger` on a real installation."""
 
 import asyncio
 import json
@@ -77,6 +77,17 @@ def test_the_books_are_compared(cli, database):
     answer = cli("ledger", "verify")
     assert answer.code == 1
     assert "THE BOOKS DIFFER" in answer.out
+
+
+def test_one_call_is_found_by_its_id(cli, database):
+    """`ledger show` prints the row of the x-request-id that the caller saw."""
+    cli("tenant", "create", "acme", "--all-models")
+    cli("key", "create", "--tenant", "acme", "--name", "laptop")
+    sql(database, BOOKED)
+    row = cli("ledger", "show", "r", "--json").json
+    assert (row["request_id"], row["tenant"], row["key"]) == ("r", "acme", "laptop")
+    assert "m:latest" in cli("ledger", "show", "r").out
+    cli("ledger", "show", "req_gone").refused("no call of that id is booked")
 
 
 def test_comparing_the_books_needs_redis(cli, monkeypatch):

@@ -92,6 +92,9 @@ async def test_the_ledger_is_paged_filtered_and_each_call_is_in_it_once(admin):
     assert [row["request_id"] for row in found] == [f"req_{n:06}" for n in range(25, 0, -1)]
     for query, count in (
         ("key=key_1", 9),
+        ("request_id=req_000007", 1),
+        ("request_id=req_000007&outcome=completed&model=m:1", 1),
+        ("request_id=req_7", 0),
         ("model=M:1", 13),
         ("outcome=completed", 25),
         ("outcome=lost", 0),

@@ -61,6 +61,8 @@ async def ledger(postgres):
     [
         {},
         {"tenant_id": "ten_a"},
+        {"request_id": "req_007"},
+        {"request_id": "req_007", "outcome": "aborted", "since": NOON - timedelta(days=10)},
         {"key_id": "key_b", "model": "m:1"},
         {"batch_id": "batch_1", "outcome": "aborted"},
         {"model": "rare:1"},

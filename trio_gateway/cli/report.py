@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trio_gateway.cli.door import work
+from trio_gateway.cli.door import Failure, work
 from trio_gateway.cli.options import NONE, Instant, Lifted, examples, target_options
-from trio_gateway.cli.show import note_if_cut, show_json, show_rows
+from trio_gateway.cli.show import note_if_cut, show_json, show_row, show_rows
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -103,9 +103,35 @@ def audit(
     note_if_cut(rows, limit)
 
 
-@click.group(epilog=examples("ledger verify", "ledger verify --json"))
+@click.group(epilog=examples("ledger verify", "ledger show req_0123456789abcdef01234567"))
 def ledger() -> None:
-    """Check the books."""
+    """Check the books, and look one call up."""
+
+
+@ledger.command(
+    epilog=examples(
+        "ledger show req_0123456789abcdef01234567",
+        "ledger show req_0123456789abcdef01234567 --json",
+    )
+)
+@click.argument("request_id")
+@target_options
+def show(request_id: str, target: Target) -> None:
+    """Show what was booked for one call, by the x-request-id of its answer."""
+
+    async def ask(desk: Desk) -> dict[str, Any]:
+        # loaded with the session, which --help need not pay
+        from trio_gateway.services.ledger_pages import (  # noqa: PLC0415
+            LedgerFilter,
+            LedgerPages,
+        )
+
+        rows = await LedgerPages(desk.postgres).listing(LedgerFilter(request_id=request_id), 1)
+        if not rows:
+            raise Failure("no call of that id is booked: it is under way, or was refused before")
+        return rows[0]
+
+    show_row(work(target, ask), as_json=target.as_json)
 
 
 @ledger.command(epilog=examples("ledger verify", "ledger verify --json"))

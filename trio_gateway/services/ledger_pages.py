@@ -51,7 +51,8 @@ LEFT JOIN gateway.tenants t ON t.id = l.tenant_id
 LEFT JOIN gateway.api_keys k ON k.id = l.key_id
 ORDER BY l.charged_tokens DESC, l.requests DESC, l.key_id
 """
-_COLUMNS = ("tenant_id", "key_id", "model", "outcome", "batch_id")
+_COLUMNS = ("request_id", "tenant_id", "key_id", "model", "outcome", "batch_id")
+_INDEXED = ("request_id", "key_id", "batch_id")  # each of few rows, in whatever days they are
 _SUMMED = ("tenant_id", "model", "outcome")
 
 
@@ -59,6 +60,7 @@ _SUMMED = ("tenant_id", "model", "outcome")
 class LedgerFilter:
     """Which rows are wanted; `until` is not among them. Ids, not names."""
 
+    request_id: str | None = None
     tenant_id: str | None = None
     key_id: str | None = None
     model: str | None = None
@@ -100,7 +102,7 @@ async def _listing(
         tests += f" AND (started_at, request_id) < (${len(values) + 1}, ${len(values) + 2})"
         values += [before[0], storable(before[1])]
     searching = wanted.model is not None or wanted.outcome is not None
-    if searching and wanted.key_id is None and wanted.batch_id is None:
+    if searching and all(getattr(wanted, column) is None for column in _INDEXED):
         days = _days(wanted, before, values)
         inner = _PAGE.format(tests=f"{tests} AND {_OF_DAY}", limit=limit)
         page = _BY_DAY.format(days=days, page=inner, limit=limit)

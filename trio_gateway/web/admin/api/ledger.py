@@ -31,6 +31,7 @@ section = Section("ledger")
 class LedgerQuery(Paged):
     """Rows, the newest first; `format` or Accept turn it into an export of all that match."""
 
+    request_id: Text | None = Field(None, description="What `x-request-id` of the answer said.")
     tenant: Name | None = Field(None, description="By name or id.")
     key: Name | None = Field(None, description="By id, public id or name.")
     model: ModelName | None = None
@@ -70,6 +71,7 @@ async def list_ledger(query: LedgerQuery) -> Any:
     """List calls, or export them as CSV or JSON lines."""
     wanted = wanted_format(query)
     mine = LedgerFilter(
+        request_id=query.request_id,
         tenant_id=await tenant_id(query.tenant),
         key_id=await key_id(query.key, query.tenant),
         model=query.model,
