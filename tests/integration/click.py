@@ -22,7 +22,7 @@ def click(url: str) -> None:
             page = browser.new_page()
             page.goto(url)
             page.click("a")
-            page.wait_for_url(lambda found: urlsplit(found).path in PAGES, timeout=20_000)
+            page.wait_for_url(lambda found: urlsplit(found).path in PAGES, timeout=60_000)
             page.wait_for_load_state()
         finally:
             browser.close()

@@ -123,6 +123,13 @@ def native(site):
         client._client.close()
 
 
+@pytest.fixture
+def sim(site):
+    """The simulated Ollama, which afterwards behaves again, whatever became of the test."""
+    yield site.sim
+    trio.run(site.sim.forget)
+
+
 def generations(site):
     """Return what upstream has been asked, oldest first."""
     return trio.run(site.sim.state)["generations"]
@@ -185,9 +192,9 @@ def test_openai_streams_with_and_without_usage(sdk, include_usage):
 
 
 @pytest.mark.parametrize("script", [{}, {"tools_in": "intermediate", "tool_index": "zero"}])
-def test_openai_accumulates_two_streamed_tool_calls(site, sdk, script):
+def test_openai_accumulates_two_streamed_tool_calls(sim, sdk, script):
     """The SDK's own stream helper puts both together, however upstream numbers them."""
-    trio.run(site.sim.play, script)
+    trio.run(sim.play, script)
     with sdk().chat.completions.stream(
         model="llama3.2",
         messages=[{"role": "user", "content": "call get_weather and call get_time"}],
@@ -195,7 +202,6 @@ def test_openai_accumulates_two_streamed_tool_calls(site, sdk, script):
     ) as stream:
         events = [event.type for event in stream]
         (choice,) = stream.get_final_completion().choices
-    trio.run(site.sim.forget)
     assert choice.finish_reason == "tool_calls"
     weather, clock = choice.message.tool_calls
     assert (weather.function.name, clock.function.name) == ("get_weather", "get_time")
@@ -328,12 +334,11 @@ def test_openai_raises_rate_limit_with_headers_when_calls_come_too_fast(sdk):
     assert 0 < int(refused.value.response.headers["retry-after"]) <= 60
 
 
-def test_openai_raises_an_api_error_when_a_stream_breaks(site, sdk):
+def test_openai_raises_an_api_error_when_a_stream_breaks(sim, sdk):
     """Upstream dies mid-stream: the SDK's iterator raises, it does not just end."""
-    trio.run(site.sim.play, {"tokens": 10, "token_gap": 0.01, "ending": "die", "after": 4})
+    trio.run(sim.play, {"tokens": 10, "token_gap": 0.01, "ending": "die", "after": 4})
     with pytest.raises(openai.APIError):
         list(sdk().chat.completions.create(model="llama3.2", messages=HELLO, stream=True))
-    trio.run(site.sim.forget)
 
 
 def test_openai_sends_an_image_as_a_data_url(site, sdk):

@@ -16,7 +16,7 @@ from tests.integration.caller import until_rows
 from tests.integration.forms import BATCH, EVALS, JSONL, TYPE, blobs, field, file, form
 from tests.world import open_world
 
-LIMIT = 30
+LIMIT = 120
 MIB = 1 << 20
 
 
@@ -67,7 +67,7 @@ async def test_a_file_is_stored_shown_sent_and_deleted(world, client):
     for act in (client.files.retrieve, client.files.content, client.files.delete):
         with pytest.raises(openai.NotFoundError, match=f"No such File object: {made.id}"):
             await ask(act, made.id)
-    await until_rows(world, "SELECT WHERE NOT EXISTS (SELECT FROM gateway.files)", limit=15)
+    await until_rows(world, "SELECT WHERE NOT EXISTS (SELECT FROM gateway.files)")
 
 
 @pytest.mark.parametrize("size", [0, 1, MIB - 1, MIB, 3 * MIB + 11])
@@ -114,7 +114,7 @@ async def test_an_expired_file_goes_with_its_blob(world, client):
     assert (await ask(client.files.list)).data == []
     gone = "SELECT WHERE NOT EXISTS (SELECT FROM gateway.files) AND NOT EXISTS ({})"
     doomed = "SELECT FROM gateway.doomed_blobs"
-    await until_rows(world, gone.format(doomed), limit=15)
+    await until_rows(world, gone.format(doomed))
     assert blobs(world) == []
 
 

@@ -155,7 +155,7 @@ async def test_no_route_works_while_draining(world):
 
 async def ready(world, status):
     """Wait until /readyz answers so."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while (await world.client.get("/readyz")).status_code != status:
             pass
 
@@ -185,7 +185,7 @@ async def test_a_store_that_is_away_is_503_on_every_route_that_needs_it(own_stor
         await check(world, "PostgreSQL away, malformed key", change=malformed)
         own_stores.postgres.start()
         await ready(world, 200)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while (await world.get("/api/version")).status_code != 200:
                 pass
 

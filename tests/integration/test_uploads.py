@@ -67,11 +67,11 @@ async def test_a_hang_up_in_the_middle_leaves_nothing(world, how):
 
 async def test_a_body_that_stops_coming_is_given_up(database, redis_url):
     """408 after BODY_TIMEOUT; pieces that keep coming do not count against it."""
-    async with open_world(database, redis_url, body_timeout=0.5) as world:
+    async with open_world(database, redis_url, body_timeout=1.5) as world:
         async with connected(world) as caller:
             await half_sent(world, caller)
             for _ in range(4):
-                await trio.sleep(0.2)
+                await trio.sleep(0.5)
                 await caller.stream.send_all(b"x")
             assert await told(caller) == (408, "request_timeout", None)
         await nothing_left(world)
@@ -79,7 +79,7 @@ async def test_a_body_that_stops_coming_is_given_up(database, redis_url):
 
 async def test_an_upload_has_an_end_however_steadily_it_comes(database, redis_url):
     """408 after CALL_TIMEOUT."""
-    async with open_world(database, redis_url, call_timeout=0.5) as world:
+    async with open_world(database, redis_url, call_timeout=2) as world:
         async with connected(world) as caller, trio.open_nursery() as nursery:
             await half_sent(world, caller)
 
