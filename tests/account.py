@@ -187,7 +187,7 @@ async def open_worker(
     window: float = 60,
     renewal: float = 1,
     aged: bool = True,
-    limit: float = 60,
+    limit: float = 120,
 ) -> AsyncIterator[Worker]:
     """Run the account's services of one worker; renewals and sweeps go by hand."""
     async with (
@@ -196,7 +196,7 @@ async def open_worker(
         trio.open_nursery() as nursery,
     ):
         redis = Redis(redis_url, scripts())
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             await nursery.start(redis.run)
         hydrator = Hydrator(redis, postgres, renewal)
         quota = Quota(

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -94,7 +95,7 @@ def running(folder: Path) -> Iterator[TestStores]:
 @contextlib.contextmanager
 def fresh_database(stores: TestStores) -> Iterator[str]:
     """Lend a migrated database of its own."""
-    template = f"template_{os.getpid()}"
+    template = f"template_{os.getpid()}_{datetime.now(UTC):%Y%m}"  # has partitions by the month
     name = f"test_{os.getpid()}_{next(_numbers)}"
     found = asyncio.run(
         run_once(stores.database_url, "SELECT 1 FROM pg_database WHERE datname = $1", template)

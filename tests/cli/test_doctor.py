@@ -60,6 +60,7 @@ def sql(database, query):
     asyncio.run(run_once(database, query))
 
 
+@pytest.mark.usefixtures("same_day")
 def test_a_good_installation_is_found_good(cli, backend, redis_url):
     """Every check is there and fine; a missing key and a missing worker are advice alone."""
     found = {check: each["state"] for check, each in found_by(cli).items()}

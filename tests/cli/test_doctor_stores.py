@@ -108,6 +108,7 @@ def test_a_schema_that_lost_a_table_is_a_failure(cli, database):
     assert state_of(cli, "keys")[0] == "fail"
 
 
+@pytest.mark.usefixtures("same_day")
 def test_missing_partitions_and_stray_rows_are_told(cli, database):
     """By name, and with the rows that have ended up in no month."""
     assert state_of(cli, "ledger")[1].startswith("4 partitions, ")

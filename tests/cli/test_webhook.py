@@ -101,6 +101,7 @@ def test_refusals_of_webhooks_are_one_line_that_names_the_option(hooks, monkeypa
     hooks("webhook", "test", "ops").refused("--url:", "TRIO_GATEWAY_WEBHOOK_HOSTS")
 
 
+@pytest.mark.usefixtures("same_day")
 def test_notices_are_listed_and_paged(hooks, database):
     """What was reached, and what is near its end now."""
     assert "There is no notice" in hooks("notices").out

@@ -271,13 +271,13 @@ async def test_keys_are_shown_once_and_work_as_told(world, visitor):
     """A key is on the page that answers its making, on no other; rotation and budgets work."""
     path = f"/tenants/{world.tenant['id']}/keys/new"
     form = {"name": "laptop", "budget_period": "day", "grant": "these", "models": "qwen3:8b"}
-    answer = await visitor.do(path, form | {"expires_at": "2031-01-01T00:00", "budget": "50"})
+    answer = await visitor.do(path, form | {"expires_at": "2099-01-01T00:00", "budget": "50"})
     (key,) = re.findall(r"sk-tg-[A-Za-z0-9-]+", answer.text)
     assert "Key laptop of tenant acme." in answer.text
     assert "Shown this once: keep it now." in answer.text
     (row,) = await world.rows("SELECT * FROM gateway.api_keys WHERE name = 'laptop'")
     assert (row["models"], row["budget"]) == (["qwen3:8b"], 50)
-    assert row["expires_at"] == datetime(2031, 1, 1, tzinfo=UTC)
+    assert row["expires_at"] == datetime(2099, 1, 1, tzinfo=UTC)
     where = f"/keys/{row['id']}"
     for page in (where, f"/tenants/{row['tenant_id']}", "/audit", f"{where}/edit"):
         assert key not in await visitor.see(page)
@@ -339,13 +339,13 @@ async def test_the_record_is_read_by_people(world, visitor):
     """Names stand beside ids, also of what is gone; weights, yes and no, and instants are told."""
     await visitor.done("/models/edit", {"name": "qwen3:8b", "weight": "2.5", "blocked": "yes"})
     key = await world.keyring.issue("acme", {"name": "laptop"})
-    await world.keyring.update(key["id"], {"expires_at": datetime(2031, 1, 1, tzinfo=UTC)})
+    await world.keyring.update(key["id"], {"expires_at": datetime(2099, 1, 1, tzinfo=UTC)})
     gone = await world.accounts.create("lab", {})
     await world.accounts.delete("lab")
     text = await visitor.see("/audit")
     assert re.search(r"<dt>weight</dt><dd>(<del>1</del> → )?<ins>2.5</ins>", text)
     assert re.search(r"<dt>blocked</dt><dd>(<del>no</del> → )?<ins>yes</ins>", text)
-    wanted = '<ins><time datetime="2031-01-01T00:00:00Z"'
+    wanted = '<ins><time datetime="2099-01-01T00:00:00Z"'
     assert f"<dt>expires at</dt><dd><del>none</del> → {wanted}" in text
     for name, row in (("laptop", key), ("lab", gone)):
         assert re.search(rf'>{name}<br><span class="mono[^>]+>{row["id"]}</span>', text)

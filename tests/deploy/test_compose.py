@@ -152,7 +152,7 @@ def test_prometheus_reads_the_shipped_files(tmp_path):
     shell = shell.replace("/etc/trio-gateway", str(DEPLOY / "prometheus"))
     shell = re.sub(r"exec prometheus.*", "", shell, flags=re.DOTALL)
     environ = {"GATEWAY": "172.31.240.2:8081", "PATH": "/usr/bin:/bin"}
-    subprocess.run(["sh", "-ec", shell], env=environ, check=True, timeout=10)
+    subprocess.run(["sh", "-ec", shell], env=environ, check=True, timeout=60)
     (job,) = yaml.safe_load((tmp_path / "scrape.yml").read_text("utf-8"))["scrape_configs"]
     assert job["static_configs"] == [{"targets": ["172.31.240.2:8081"]}]
     (secret,) = SERVICES["prometheus"]["secrets"]
@@ -176,7 +176,7 @@ def test_the_shell_of_nginx_makes_a_configuration_that_loads(tls, tmp_path, cert
     shell = shell.replace("$$", "$").replace('exec nginx -g "daemon off;"', "")
     environ = {"GATEWAY": "172.31.240.2:8080", "PATH": "/usr/bin:/bin"}
     environ |= TLS["services"]["nginx"]["environment"] if tls else {}
-    subprocess.run(["sh", "-ec", shell], env=environ, check=True, timeout=10)
+    subprocess.run(["sh", "-ec", shell], env=environ, check=True, timeout=60)
     site = (tmp_path / "site.conf").read_text("utf-8")
     assert "server 172.31.240.2:8080 max_fails=0;" in site
     listening = re.findall(r"^ *listen (\d+)", site, re.MULTILINE)

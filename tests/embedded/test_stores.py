@@ -34,7 +34,7 @@ signal.pause()
 
 def query(url, text):
     async def go():
-        connection = await asyncpg.connect(url, timeout=10)
+        connection = await asyncpg.connect(url, timeout=60)
         try:
             return await connection.fetchval(text)
         finally:
@@ -49,7 +49,7 @@ def folder(tmp_path):
 
 
 def client(running):
-    return redis.Redis.from_url(running.redis_url, socket_timeout=10)
+    return redis.Redis.from_url(running.redis_url, socket_timeout=60)
 
 
 def test_both_stores_keep_their_contents_over_an_ordinary_restart(folder):
@@ -136,7 +136,7 @@ def test_stores_left_over_from_a_crash_are_taken_down_before_the_next_start(fold
     with stores.start(folder) as running:
         for orphan in (orphans.redis, orphans.postgres):
             assert orphan.child is not None
-            assert orphan.child.join(10)
+            assert orphan.child.join(60)
         assert query(running.database_url, "select 1") == 1
 
 
@@ -227,8 +227,8 @@ def test_a_child_ends_with_the_process_that_started_it():
     lines.remove(b"on\n")
     child = os.pidfd_open(int(lines.pop()))
     parent.kill()
-    parent.wait(10)
-    ready, _, _ = select.select([child], [], [], 10)
+    parent.wait(60)
+    ready, _, _ = select.select([child], [], [], 60)
     os.close(child)
     assert ready
 
@@ -238,7 +238,7 @@ def test_a_child_whose_parent_is_gone_already_does_not_begin():
     launched = subprocess.run(
         [sys.executable, "-I", "-S", LAUNCHER, "15", "1", "-", "/bin/echo", "begun"],
         capture_output=True,
-        timeout=10,
+        timeout=60,
         check=False,
     )
     assert (launched.returncode, launched.stdout) == (75, b"")
@@ -256,7 +256,7 @@ def test_children_are_refused_outside_the_main_thread():
 
     thread = threading.Thread(target=attempt)
     thread.start()
-    thread.join(10)
+    thread.join(60)
     assert len(caught) == 1
 
 

@@ -12,7 +12,7 @@ from trio_gateway.services.accounts import Accounts
 from trio_gateway.services.keyring import Keyring
 from trio_gateway.services.tenant_rows import read_installation_secret
 
-LIMIT = 20
+LIMIT = 60
 pytestmark = pytest.mark.usefixtures("same_day")
 
 

@@ -10,7 +10,7 @@ from trio_gateway.clients.postgres import NotMigrated
 from trio_gateway.core.errors import StoreUnavailable
 from trio_gateway.services.audit import AuditLog, Refusal
 
-LIMIT = 20
+LIMIT = 60
 
 
 class Faulty:

@@ -17,7 +17,7 @@ from trio_gateway.services.batches.book import BatchBook, fingerprint
 from trio_gateway.services.keyring import Keyring
 from trio_gateway.services.tenant_rows import read_installation_secret
 
-LIMIT = 20
+LIMIT = 60
 WANTED = Wanted("file-nowhere", "/v1/chat/completions", "24h", {"a": "1", "b": "2"})
 KEYED = replace(WANTED, idempotency_key="once")
 OTHERS: list[dict[str, Any]] = [

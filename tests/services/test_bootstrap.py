@@ -7,7 +7,7 @@ from trio_gateway.services.accounts import Accounts
 from trio_gateway.services.tenant_rows import read_installation_secret
 from trio_gateway.services.tenants import Tenants
 
-LIMIT = 20
+LIMIT = 60
 
 
 async def test_the_first_start_makes_a_tenant_and_a_key_that_works(database, postgres):

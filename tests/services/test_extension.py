@@ -16,7 +16,7 @@ from trio_gateway.services.keyring import Keyring
 from trio_gateway.services.tenant_rows import read_installation_secret
 from trio_gateway.services.tenants import Tenants
 
-LIMIT = 30
+LIMIT = 60
 HOUR = timedelta(hours=1)
 
 

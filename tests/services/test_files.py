@@ -16,7 +16,7 @@ from trio_gateway.services.files.rows import insert_file
 from trio_gateway.services.keyring import Keyring
 from trio_gateway.services.tenant_rows import read_installation_secret
 
-LIMIT = 20
+LIMIT = 60
 MOST = 1000  # bytes of one tenant's files
 BATCH = """
 INSERT INTO gateway.batches (id, tenant_id, key_id, endpoint, input_file_id, input_blob,

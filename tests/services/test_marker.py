@@ -13,7 +13,7 @@ from trio_gateway.services.files.marker import (
     tell_of_marker,
 )
 
-LIMIT = 10
+LIMIT = 60
 DOOMED = "SELECT path FROM gateway.doomed_blobs"
 
 

@@ -9,7 +9,7 @@ from trio_gateway.core.domain import ModelPolicy
 from trio_gateway.core.errors import StoreUnavailable
 from trio_gateway.services.policies import ModelBook, Policies
 
-LIMIT = 20
+LIMIT = 60
 
 
 async def test_a_model_without_a_policy_has_the_default_one(postgres):

@@ -11,7 +11,7 @@ from trio_gateway.services.keyring import Keyring
 from trio_gateway.services.reports import Reports
 from trio_gateway.services.tenant_rows import read_installation_secret
 
-LIMIT = 20
+LIMIT = 60
 TODAY = datetime(2026, 3, 2, 12, tzinfo=UTC)
 YESTERDAY = TODAY - timedelta(days=1)
 

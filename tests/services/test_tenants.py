@@ -21,7 +21,7 @@ from trio_gateway.services.secrets import Secrets
 from trio_gateway.services.tenant_rows import read_installation_secret
 from trio_gateway.services.tenants import ATTEMPTS, Tenants
 
-LIMIT = 20
+LIMIT = 60
 
 
 class Watched:

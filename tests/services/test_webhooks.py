@@ -15,7 +15,7 @@ from trio_gateway.services.notices.webhooks import WebhookBook
 
 HOSTS = "hooks.example.com, alerts.example.com:8443, 127.0.0.1:9000, localhost:9000, [::1]:9000"
 URL = "https://hooks.example.com/budgets?token=1"
-LIMIT = 20
+LIMIT = 60
 
 
 @pytest.fixture
