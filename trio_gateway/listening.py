@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import os
+import select
 import socket
+import sys
+from ctypes import addressof, create_string_buffer
+from struct import pack
 from urllib.parse import urlsplit
 
 BACKLOG = 2048
+_SO_ATTACH_FILTER = 26  # asm-generic/socket.h
+# A filter of linux/filter.h over TCP headers: drop what has SYN of (SYN, ACK), pass the rest.
+_NO_SYN = (
+    (0x30, 0, 0, 13),  # load the byte of the flags
+    (0x54, 0, 0, 0x12),  # and SYN | ACK
+    (0x15, 0, 1, 0x02),  # equal to SYN?
+    (0x06, 0, 0, 0),  # drop it
+    (0x06, 0, 0, 0xFFFFFFFF),  # pass all of it
+)
 
 
 class BindFailed(Exception):
@@ -92,6 +106,30 @@ def _open(opened: list[socket.socket], family: int, address: tuple[object, ...])
             raise
     else:
         opened.append(new)
+
+
+def turn_away(sockets: list[socket.socket]) -> None:
+    """Make no connection on them from now on; those that wait can still be accepted.
+
+    The kernel makes connections ahead of their acceptance, and the last close of a listening
+    socket resets them, with the calls that were sent on them. Linux can drop what would make
+    another: whoever sent it tries again, and finds the socket closed. Elsewhere nothing happens.
+    """
+    if sys.platform != "linux":
+        return
+    instructions = create_string_buffer(b"".join(pack("HBBI", *each) for each in _NO_SYN))
+    program = pack("HP", len(_NO_SYN), addressof(instructions))
+    with contextlib.suppress(OSError):  # a sandbox may not have it
+        for one in sockets:
+            one.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+
+def crowded(sockets: list[socket.socket]) -> bool:
+    """Whether a connection on one of them waits to be accepted."""
+    poll = select.poll()
+    for one in sockets:
+        poll.register(one, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def close(sockets: list[socket.socket]) -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from trio_gateway.embedded.store import Store
 
 APPLICATION = "trio_gateway.asgi:app"
+ACCEPT_SECONDS = 2.0  # until workers have accepted what waits; longer if they do not come to it
+TICK = 0.01
 ADMIN_DRAIN = 1.0  # seconds; nothing on the admin listener is worth waiting for
 
 
@@ -129,7 +131,11 @@ async def _stores(plan: Plan, workers: list[KeptWorker], admin: list[KeptWorker]
             plan.ready()
         await plan.stop.asked.wait()
         # Before the workers close theirs: a connection must be refused rather than wait in a
-        # queue that nobody will ever accept from.
+        # queue that nobody will ever accept from. Those that wait there now are accepted first.
+        listening.turn_away(plan.sockets)
+        with trio.move_on_after(ACCEPT_SECONDS):
+            while listening.crowded(plan.sockets):  # noqa: ASYNC110 - the kernel tells nobody
+                await trio.sleep(TICK)
         listening.close(plan.sockets)
 
     # companions need no store, so they start at the same time

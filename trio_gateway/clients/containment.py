@@ -6,7 +6,8 @@ answered. The exception leaves the connection's task and ends the server, with e
 no application sees it come. Other connections never end: with bytes waiting behind a request
 that was cut off, or with an answer over HTTP/2 that nobody took, a task waits for ever.
 
-The seam is the name under which hypercorn's worker finds the class of a connection.
+The seam is the name under which hypercorn's worker finds the class of a connection, and of what
+its connections share.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import structlog
 import trio
 from hypercorn.events import Closed, RawData
 from hypercorn.trio.tcp_server import TCPServer
+
+from trio_gateway.clients.parting import PartingContext
 
 if TYPE_CHECKING:
     from hypercorn.events import Event
@@ -118,7 +121,7 @@ class ContainedServer(TCPServer):
 
 def contain() -> None:
     """Serve every connection of this process so, from now on."""
-    vars(hypercorn.trio.run)["TCPServer"] = ContainedServer
+    vars(hypercorn.trio.run).update(TCPServer=ContainedServer, WorkerContext=PartingContext)
 
 
 def _kinds(error: BaseException) -> set[str]:

@@ -103,6 +103,9 @@ async def _render_bug(error: Exception) -> Response:
 async def _finish(response: Response) -> Response:
     asked = cast("Request", request)
     response.headers["x-request-id"] = asked.request_id
+    if cast("GatewayApp", current_app).gateway.draining and asked.http_version.startswith("1"):
+        # whoever keeps the connection is to ask elsewhere from now on
+        response.headers["connection"] = "close"
     if (origin := asked.headers.get("origin")) is not None:
         cors = cast("GatewayApp", current_app).gateway.cors
         response.headers.update(cors.headers(origin))

@@ -14,6 +14,7 @@ import structlog
 import trio
 
 from trio_gateway import __version__
+from trio_gateway.clients.parting import PARTING
 from trio_gateway.core.errors import CallerError, ClientStalled, GatewayError, ShuttingDown
 from trio_gateway.services.audit import AuditLog, Refusal
 from trio_gateway.web.credentials import client_address
@@ -40,6 +41,8 @@ log = structlog.get_logger()
 # left out, in any case and encoding.
 _SECRET = re.compile(r"sk-tg-[^/]*|[A-Za-z0-9]{16,}", re.IGNORECASE)
 
+LATE = 0.2  # seconds that a request may be under way on a connection that was kept till the last
+
 
 @dataclass(slots=True, kw_only=True)
 class Gateway:
@@ -63,6 +66,7 @@ class Gateway:
     trusted: tuple[Any, ...] = ()
     berths: Berths = field(default_factory=Berths)
     draining: bool = field(default=False)
+    refusing: bool = field(default=False)  # as well, once kept connections were given up
     started_at: float = field(default_factory=time.time)
 
     def missing(self) -> list[str]:
@@ -143,7 +147,10 @@ class Gateway:
         self.audit.record(refusal)
 
     def begin_drain(self) -> None:
-        """Refuse new calls from now on, and cut the others when their time is over."""
+        """Be not ready from now on; refuse new calls when kept connections were given up.
+
+        What is still under way when the drain time is over is cut.
+        """
         if not self.draining:
             self.draining = True
             self.engine.stop()
@@ -152,12 +159,15 @@ class Gateway:
             self.nursery.start_soon(self._drain)
 
     async def _drain(self) -> None:
-        await trio.sleep(self.settings.drain_timeout)
+        ends = trio.current_time() + self.settings.drain_timeout
+        await trio.sleep(min(PARTING + LATE, self.settings.drain_timeout))
+        self.refusing = True
+        await trio.sleep_until(ends)
         self.cut_all()
 
     def cut_all(self) -> None:
         """Cut every call, and every line of a batch, with `shutting_down`."""
-        self.draining = True
+        self.draining = self.refusing = True
         self.engine.stop()
         cut = self.live.cut(self.live.keys(), ShuttingDown)
         self.observer.metrics.cut("drain", cut)
