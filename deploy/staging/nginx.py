@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
 SHIPPED = Path(__file__).parents[1] / "nginx.conf"
-START_SECONDS = 10.0
+START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 LAST_CALL_SECONDS = 60.0
 

@@ -4,6 +4,7 @@ import pytest
 import trio
 
 from tests.integration.admin_world import open_admin
+from tests.integration.caller import PATIENCE
 from tests.world import open_world
 
 TWO_LENGTHS = "POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n"
@@ -24,7 +25,7 @@ async def said(site, text, *, to_the_end=True):
     async with stream:
         await stream.send_all(text.encode())
         received = b""
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE):
             while piece := await stream.receive_some():
                 received += piece
                 if not to_the_end:
