@@ -6,14 +6,17 @@ import pytest
 import trio
 
 from tests.proxy import open_door
+from trio_gateway.clients import postgres as client
 from trio_gateway.clients.bridge import open_bridge
 from trio_gateway.clients.postgres import (
     Duplicate,
     Missing,
     NotMigrated,
+    Overdue,
     open_listener,
     open_postgres,
     run_once,
+    within,
 )
 from trio_gateway.core.errors import StoreUnavailable
 
@@ -121,6 +124,68 @@ async def test_a_connection_that_an_operator_ends_is_out_of_reach_once(postgres)
     with pytest.raises(StoreUnavailable):
         await postgres.fetch("SELECT pg_terminate_backend(pg_backend_pid())")
     assert (await postgres.fetch_one("SELECT pg_backend_pid() AS pid"))["pid"] != pid
+
+
+@pytest.mark.parametrize("way", ["fetch", "run", "transact", "glance"])
+async def test_a_server_that_hangs_is_out_of_reach_in_time(database, monkeypatch, way):
+    """Nobody waits for the end of a cancel, which the client's own limits alone would bring."""
+    monkeypatch.setattr(client, "CONNECT_LIMIT", 600.0)
+    monkeypatch.setattr(client, "COMMAND_LIMIT", 600.0)
+    async with (
+        open_door(database) as door,
+        open_bridge() as bridge,
+        open_postgres(bridge, door.url, size=1) as postgres,
+    ):
+        asked = {
+            "fetch": lambda: postgres.fetch("SELECT 1"),
+            "run": lambda: postgres.run(_one),
+            "transact": lambda: postgres.transact(_one),
+            "glance": lambda: postgres.glance(0.2, "SELECT 1"),
+        }
+        await asked["run"]()
+        door.swallow()
+        with trio.fail_after(60), pytest.raises(Overdue), within(60 if way == "glance" else 0.2):
+            await asked[way]()
+
+
+async def test_all_that_is_asked_within_a_bound_shares_it(database):
+    """An answer in time is handed on, errors are, and the connection is good afterwards."""
+    async with open_bridge() as bridge, open_postgres(bridge, database, size=1) as postgres:
+        with within(60):
+            assert await postgres.run(_one) == 1
+            with pytest.raises(NotMigrated):
+                await postgres.fetch("SELECT 1 FROM gateway.nothing")
+        with pytest.raises(Overdue), within(0.2):
+            while True:
+                await postgres.fetch("SELECT pg_sleep(0.01)")
+        assert await postgres.run(_one) == 1
+
+
+async def test_what_is_left_behind_ends_nothing_else(database, postgres):
+    """Whoever asks goes away, and then the server ends the connection: the loop lives on."""
+    async with (
+        open_door(database) as door,
+        open_bridge() as bridge,
+        open_postgres(bridge, door.url, size=1) as other,
+    ):
+        pid = (await other.fetch_one("SELECT pg_backend_pid() AS pid"))["pid"]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other.glance, 60, "SELECT pg_sleep(60)")
+            await _until(
+                postgres,
+                "SELECT 1 FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'PgSleep'",
+                pid,
+            )
+            nursery.cancel_scope.cancel()
+        await postgres.fetch("SELECT pg_terminate_backend($1)", pid)
+        with trio.fail_after(60):
+            assert await other.run(_one) == 1
+
+
+async def _until(postgres, query, *args):
+    with trio.fail_after(60):
+        while not await postgres.fetch(query, *args):
+            pass
 
 
 async def test_an_unknown_database_is_out_of_reach(stores):

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import asyncpg
+import trio
 
 from trio_gateway.core.errors import StoreUnavailable
 
@@ -27,6 +29,9 @@ SCHEMES = ("postgresql://", "postgres://")
 CONNECT_LIMIT = 5.0  # seconds to open, or to wait for, a connection
 COMMAND_LIMIT = 10.0  # seconds for one statement
 
+# Whether whoever waits is let go at a cancel, before the cancel has come to its end; see `within`.
+_let_go: ContextVar[bool] = ContextVar("let_go", default=False)
+
 
 class BadAddress(ValueError):
     """DATABASE_URL is no address of a PostgreSQL; the text never holds it."""
@@ -42,6 +47,10 @@ class Missing(Exception):
 
 class NotMigrated(Exception):
     """A table, column or function is missing: the migrations have not run."""
+
+
+class Overdue(StoreUnavailable):
+    """Raised by `within`: no answer came in time."""
 
 
 @contextmanager
@@ -78,6 +87,24 @@ def mapped_errors() -> Iterator[None]:
         raise StoreUnavailable from error
 
 
+@contextmanager
+def within(limit: float) -> Iterator[None]:
+    """Bound all that is asked inside to `limit` seconds, or raise Overdue.
+
+    A cancel is no bound by itself: a server that hangs answers to it as little as to a query, and
+    asyncpg waits for that. In here whoever waits is let go at once, whatever state the server is
+    in; what becomes of the query is seen to in asyncio.
+    """
+    before = _let_go.set(True)
+    try:
+        with trio.fail_after(limit):
+            yield
+    except trio.TooSlowError:
+        raise Overdue from None
+    finally:
+        _let_go.reset(before)
+
+
 class Postgres:
     """A pool of connections. Errors raised: StoreUnavailable, Duplicate, Missing, NotMigrated."""
 
@@ -93,8 +120,7 @@ class Postgres:
             async with self._pool.acquire(timeout=CONNECT_LIMIT) as connection:
                 return await operation(connection, *args)
 
-        with mapped_errors():
-            return await self._bridge.run(on_connection)
+        return await self._cross(on_connection)
 
     async def transact(self, operation: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
         """As `run`, inside one transaction."""
@@ -107,8 +133,7 @@ class Postgres:
 
     async def fetch(self, query: str, *args: Any) -> Sequence[asyncpg.Record]:
         """Return all rows of one query."""
-        with mapped_errors():
-            return await self._bridge.run(self._fetch, query, args)
+        return await self._cross(self._fetch, query, args)
 
     async def fetch_one(self, query: str, *args: Any) -> asyncpg.Record | None:
         """Return the first row, or None."""
@@ -116,33 +141,42 @@ class Postgres:
         return rows[0] if rows else None
 
     async def glance(self, limit: float, query: str, *args: Any) -> asyncpg.Record | None:
-        """As `fetch_one`, within `limit` seconds whatever state the server is in.
+        """As `fetch_one`, `within` so many seconds."""
+        with within(limit):
+            return await self.fetch_one(query, *args)
 
-        A server that is silent does not answer to a cancel either: the query is left alone, and
-        ends by its own limit.
-        """
-
-        async def bounded() -> Sequence[asyncpg.Record]:
-            query_task = asyncio.ensure_future(self._fetch(query, args))
-            done, _ = await asyncio.wait({query_task}, timeout=limit)
-            if not done:
-                query_task.add_done_callback(_forget)
-                raise TimeoutError
-            return query_task.result()
-
+    async def _cross(self, operation: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
         with mapped_errors():
-            rows = await self._bridge.run(bounded)
-        return rows[0] if rows else None
+            if _let_go.get():
+                return await self._bridge.run(_left, operation, *args)
+            return await self._bridge.run(operation, *args)
 
     async def _fetch(self, query: str, args: tuple[Any, ...]) -> Sequence[asyncpg.Record]:
         async with self._pool.acquire(timeout=CONNECT_LIMIT) as connection:
             return await connection.fetch(query, *args)
 
 
-def _forget(task: asyncio.Future[Any]) -> None:
-    """Look at how a query ended that nobody waits for, or its failure would be logged."""
-    if not task.cancelled():
-        task.exception()
+async def _left(operation: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
+    """Run an operation; a cancel is passed on to it, and its end not waited for."""
+    task = asyncio.ensure_future(_ended(operation, *args))
+    try:
+        await asyncio.wait({task})
+    finally:
+        task.cancel()  # means nothing to one that is over
+    result, error = task.result()
+    if error is not None:
+        raise error
+    return cast("T", result)
+
+
+async def _ended(
+    operation: Callable[..., Coroutine[Any, Any, T]], *args: Any
+) -> tuple[T | None, BaseException | None]:
+    """Return how it ended: the loop raises a failure that nobody waits for."""
+    try:
+        return await operation(*args), None
+    except BaseException as error:  # noqa: BLE001 - raised above, while somebody waits
+        return None, error
 
 
 @asynccontextmanager
