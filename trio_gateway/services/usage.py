@@ -30,23 +30,18 @@ _OUTCOMES_OF_ONE = f"""
 SELECT outcome AS name, {_ALL} FROM gateway.usage_hourly
 WHERE hour >= $1 AND hour < $2 AND tenant_id = $3 GROUP BY outcome
 """  # noqa: S608 - constants alone
-_FOUND = """
-SELECT {shown} AS at, name, {sums} FROM gateway.usage_totals
-WHERE unit = '{unit}' AND kind = '{by}' AND at >= $1 AND at < $2 AND $3::text IS NULL
-GROUP BY 1, 2
-"""
-_FOUND_OF_ONE = """
-SELECT {column} AS at, {by} AS name, {sums} FROM gateway.{table}
-WHERE {column} >= $1 AND {column} < $2 AND tenant_id = $3 GROUP BY 1, 2
-"""
-# Everybody past the `most` greatest is summed as one, named null.
+_TOTALS = "gateway.usage_totals WHERE unit = '{unit}' AND kind = '{by}' AND $3::text IS NULL AND "
+_TOTALS_OF_ONE = "gateway.{table} WHERE tenant_id = $3 AND "
+# Everybody past the `most` greatest is summed as one, named null. It reads its rows twice, which
+# takes half the time of reading them once and summing by every name and instant in between.
 _SERIES = """
-WITH found AS MATERIALIZED ({found}), great AS (
-    SELECT name FROM found GROUP BY name ORDER BY sum(charged_tokens) DESC, sum(requests) DESC, name
-    LIMIT $4
+WITH great AS MATERIALIZED (
+    SELECT {by} AS name FROM {rows} GROUP BY 1
+    ORDER BY sum(charged_tokens) DESC, sum(requests) DESC, 1 LIMIT $4
 )
-SELECT f.at, CASE WHEN g.name IS NULL THEN NULL ELSE f.name END AS name, {sums}
-FROM found f LEFT JOIN great g ON g.name = f.name GROUP BY 1, 2 ORDER BY 1, 2
+SELECT {shown} AS at, g.name, {sums}
+FROM (SELECT * FROM {rows}) AS f LEFT JOIN great AS g ON g.name = f.{by}
+GROUP BY f.{column}, g.name ORDER BY 1, 2
 """
 _NAMES = "SELECT id, name FROM gateway.tenants WHERE id = ANY($1::text[])"
 
@@ -132,14 +127,17 @@ def percentile(sums: Mapping[str, Any], share: float) -> float | None:
 
 def series_query(by: By, unit: Unit, *, one: bool) -> str:
     """Write the query of a series: of `one` tenant, or of all."""
-    sums = ", ".join(f"sum({name})::bigint AS {name}" for name in _SUMS)
     hourly = unit == "hour"
-    found = (_FOUND_OF_ONE if one else _FOUND).format(
-        shown="at" if hourly else "(at AT TIME ZONE 'UTC')::date",
-        unit=unit,
-        by="tenant_id" if one and by == "tenant" else by,
-        column=unit,
-        table="usage_hourly" if hourly else "usage_daily",
-        sums=sums,
+    if one:
+        column, name = unit, "tenant_id" if by == "tenant" else by
+        table = _TOTALS_OF_ONE.format(table="usage_hourly" if hourly else "usage_daily")
+    else:
+        column, name = "at", "name"
+        table = _TOTALS.format(unit=unit, by=by)
+    return _SERIES.format(
+        rows=f"{table}{column} >= $1 AND {column} < $2",
+        by=name,
+        column=column,
+        shown=f"f.{column}" if one or hourly else "(f.at AT TIME ZONE 'UTC')::date",
+        sums=", ".join(f"sum(f.{each})::bigint AS {each}" for each in _SUMS),
     )
-    return _SERIES.format(found=found, sums=sums)
