@@ -37,6 +37,9 @@ async def made(world):
     body = {"input_file_id": file.json()["id"], "endpoint": "/v1/embeddings"}
     batch = await world.post("/v1/batches", body | {"completion_window": "24h"})
     assert batch.status_code == 200, batch.text
+    body = {"model": "llama3.2", "messages": [{"role": "user", "content": "hello"}]}
+    call = await world.post("/v1/chat/completions", body)
+    await world.settled()
     await world.rows(
         "INSERT INTO gateway.webhooks (id, name, url, secret) VALUES"
         " ('wh_some', 'some', 'https://hooks.example.com/', 'whsec_c29tZQ==')"
@@ -47,4 +50,5 @@ async def made(world):
         "batch": batch.json()["id"],
         "file": file.json()["id"],
         "webhook": "wh_some",
+        "request": call.headers["x-request-id"],
     }

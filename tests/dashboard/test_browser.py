@@ -57,6 +57,11 @@ async def inhabited(world, admin):
             "/batches",
             f"/batches/{batch_id}",
             "/files",
+            "/ledger",
+            "/ledger?outcome=timeout",
+            "/ledger?tenant=nobody",
+            "/ledger/req_000000000000000000000007",
+            "/ledger/req_none",
             "/audit",
             "/audit/refusals",
             "/notices",
@@ -76,7 +81,7 @@ async def test_from_a_new_tenant_to_a_revoked_key(journey):
 
 async def test_a_live_call_is_cut_by_a_click(world, journey):
     """It appears by itself, is cut after a question, and its client is told by an error event."""
-    world.sim.play(Script(tokens=2000, token_gap=0.05))
+    world.sim.play(Script(tokens=2000, token_gap=0.3))
     assert await journey("cut_a_call", gateway=True, key=True) == "call_cut"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 
 from quart import request
 
@@ -24,6 +25,21 @@ def number_in(name: str) -> int | None:
     if text and not _NUMBER.fullmatch(text):
         raise Refused("must be a number", name)
     return int(text) if text else None
+
+
+def instant_in(name: str) -> datetime | None:
+    """Return an instant from the address, in UTC where it names no zone. Raises Refused."""
+    text = argument(name)
+    if not text:
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+        at = (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        at = datetime.fromtimestamp(-1, UTC)
+    if not 1970 <= at.year < 9000:
+        raise Refused("must be a date and a time such as 2030-12-31T23:59, in UTC", name)
+    return at
 
 
 def one_of(name: str, options: tuple[str, ...], usual: str | None = None) -> str:

@@ -62,7 +62,15 @@ NAVIGATION = (
     ("Traffic", (("/", "Overview"), ("/usage", "Usage"), ("/calls", "Live calls"))),
     ("Access", (("/tenants", "Tenants and keys"), ("/models", "Models"))),
     ("Batches", (("/batches", "Batches"), ("/files", "Files"))),
-    ("Records", (("/audit", "Audit"), ("/notices", "Notices"), ("/webhooks", "Webhooks"))),
+    (
+        "Records",
+        (
+            ("/ledger", "Ledger"),
+            ("/audit", "Audit"),
+            ("/notices", "Notices"),
+            ("/webhooks", "Webhooks"),
+        ),
+    ),
     (
         "Installation",
         (("/backends", "Backends"), ("/health", "Health"), ("/admins", "Admins"), ("/docs", "API")),

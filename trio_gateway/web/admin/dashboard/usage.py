@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from quart import Blueprint, Response
 
-from trio_gateway.services.ledger_pages import LedgerFilter, LedgerPages
 from trio_gateway.services.usage import Usage, last_days, last_hours
-from trio_gateway.web.admin.api.exports import STEP, export
-from trio_gateway.web.admin.api.ledger import LedgerRow
+from trio_gateway.web.admin.api.exports import export
 from trio_gateway.web.admin.api.usage import UsageRow
 from trio_gateway.web.admin.dashboard import charts
 from trio_gateway.web.admin.dashboard.paging import argument, one_of
@@ -90,29 +88,6 @@ async def sums() -> Response:
         yield rows
 
     return await export(f"usage-by-{asked.by}-{asked.span}", UsageRow, "csv", once())
-
-
-@blueprint.get("/ledger.csv")
-async def calls() -> Response:
-    """Send every call of the span, the newest first."""
-    asked = _asked()
-    tenant = await books().accounts.show(asked.tenant) if asked.tenant else None
-    mine = LedgerFilter(
-        tenant_id=None if tenant is None else tenant["id"],
-        since=asked.bounds[0],
-        until=asked.bounds[1],
-    )
-    return await export(f"ledger-{asked.span}", LedgerRow, "csv", _pages(mine))
-
-
-async def _pages(mine: LedgerFilter) -> AsyncIterator[Sequence[Any]]:
-    pages, before = LedgerPages(office().postgres), None
-    while True:
-        rows = await pages.listing(mine, STEP, before)
-        yield rows
-        if len(rows) < STEP:
-            return
-        before = (rows[-1]["started_at"], rows[-1]["request_id"])
 
 
 def _asked() -> Asked:
