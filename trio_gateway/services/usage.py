@@ -128,11 +128,11 @@ def percentile(sums: Mapping[str, Any], share: float) -> float | None:
 def series_query(by: By, unit: Unit, *, one: bool) -> str:
     """Write the query of a series: of `one` tenant, or of all."""
     hourly = unit == "hour"
+    column, name = "at", "name"
     if one:
-        column, name = unit, "tenant_id" if by == "tenant" else by
+        column, name = str(unit), "tenant_id" if by == "tenant" else str(by)
         table = _TOTALS_OF_ONE.format(table="usage_hourly" if hourly else "usage_daily")
     else:
-        column, name = "at", "name"
         table = _TOTALS.format(unit=unit, by=by)
     return _SERIES.format(
         rows=f"{table}{column} >= $1 AND {column} < $2",
