@@ -22,7 +22,12 @@ from trio_gateway.batching import make_engine
 from trio_gateway.clients.blobs import BadBlobUrl, open_blobs
 from trio_gateway.clients.bridge import open_bridge
 from trio_gateway.clients.hangups import Hangups
-from trio_gateway.clients.postgres import BadAddress, NotMigrated, open_postgres
+from trio_gateway.clients.postgres import (
+    BadAddress,
+    InsufficientPrivilege,
+    NotMigrated,
+    open_postgres,
+)
 from trio_gateway.clients.redis import Redis
 from trio_gateway.clients.schema import SCHEMA_VERSION
 from trio_gateway.clients.transport import LeanTransport
@@ -200,7 +205,7 @@ async def installation_secret(postgres: Postgres) -> bytes:
     try:
         version = await postgres.fetch_one("SELECT version_num FROM gateway.alembic_version")
         secret = await read_installation_secret(postgres)
-    except NotMigrated as error:
+    except (NotMigrated, InsufficientPrivilege) as error:
         raise CannotStart(str(error)) from None
     except StoreUnavailable:
         raise CannotStart("PostgreSQL at DATABASE_URL cannot be reached") from None

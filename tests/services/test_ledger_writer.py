@@ -33,9 +33,12 @@ class Counted:
     def __init__(self, ledger):
         self._ledger = ledger
         self.groups = []
+        self.failures = []
 
     async def write(self, rows):
         self.groups.append(len(rows))
+        if self.failures:
+            raise self.failures.pop()
         return await self._ledger.write(rows)
 
 
@@ -113,7 +116,7 @@ async def test_rows_wait_for_postgres(books, redis_url, monkeypatch):
         first = writer.submit(rows[0])
         await until(lambda: len(ledger.groups) >= 3)
         others = [writer.submit(row) for row in rows[1:]]
-        assert (first.is_set(), writer.backlog) == (False, 2)
+        assert (first.is_set(), writer.backlog) == (False, 3)
         door.reopen()
         for event in (first, *others):
             await event.wait()
@@ -136,3 +139,57 @@ async def test_a_row_that_postgres_never_takes_holds_up_nobody(worker):
     assert settled == [good[0].request_id, bad.request_id, good[1].request_id]
     stored = await worker.ledger.find(settled)
     assert set(stored) == {row.request_id for row in good}
+
+
+async def test_a_schema_that_is_missing_costs_no_row(worker, monkeypatch):
+    """As after a restore that went wrong: rows wait for it, and no account is closed meanwhile."""
+    monkeypatch.setattr(writer_module, "RETRY", 0.02)
+    settled: list[str] = []
+
+    async def settle(rows):
+        settled.extend(row.request_id for row in rows)
+
+    writer, ledger = await start(worker, settle=settle)
+    row = past_row(caller(), 1, NOON)
+    await worker.postgres.fetch("ALTER SCHEMA gateway RENAME TO away")
+    try:
+        done = writer.submit(row)
+        await until(lambda: len(ledger.groups) >= 3)
+        assert (done.is_set(), settled, writer.backlog) == (False, [], 1)
+    finally:
+        await worker.postgres.fetch("ALTER SCHEMA away RENAME TO gateway")
+    await done.wait()
+    assert set(await worker.ledger.find([row.request_id])) == {row.request_id}
+
+
+async def test_a_failure_that_nobody_foresaw_costs_no_row(worker, monkeypatch):
+    """A bug of ours is no reason to forget a charge: it is tried again, and stored."""
+    monkeypatch.setattr(writer_module, "RETRY", 0.02)
+    writer, ledger = await start(worker)
+    ledger.failures = [RuntimeError("a bug"), RuntimeError("a bug")]
+    row = past_row(caller(), 1, NOON)
+    await writer.submit(row).wait()
+    assert ledger.groups == [1, 1, 1]
+    assert set(await worker.ledger.find([row.request_id])) == {row.request_id}
+
+
+async def test_how_long_the_oldest_row_waits_is_known(clock, worker):
+    """From when it was taken until it is settled; nothing waits where there is no row."""
+    settling, go_on = trio.Event(), trio.Event()
+
+    async def settle(_):
+        settling.set()
+        await go_on.wait()
+
+    writer, _ = await start(worker, settle=settle)
+    assert writer.waited == 0
+    first = writer.submit(past_row(caller(), 1, NOON))
+    await settling.wait()
+    clock.jump(40.0)
+    second = writer.submit(past_row(caller(), 1, NOON))
+    assert (writer.waited >= 40, writer.backlog) == (True, 2)
+    go_on.set()
+    await first.wait()
+    await second.wait()
+    await writer.drained()
+    assert (writer.waited, writer.backlog) == (0, 0)

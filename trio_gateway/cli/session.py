@@ -13,7 +13,7 @@ import trio
 from trio_gateway.cli.addresses import Addresses, find
 from trio_gateway.cli.door import Failure
 from trio_gateway.clients.bridge import open_bridge
-from trio_gateway.clients.postgres import NotMigrated, Postgres, open_postgres
+from trio_gateway.clients.postgres import NotMigrated, Postgres, Unstorable, open_postgres
 from trio_gateway.core.causes import first_of
 from trio_gateway.core.errors import CallerError, StoreUnavailable
 from trio_gateway.logs import configure
@@ -99,6 +99,10 @@ def explained(error: BaseException, url: str) -> str | None:
         if error.param in {None, "name"} or isinstance(error, NotFound):
             return str(error)
         return f"--{str(error.param).replace('_', '-')}: {error}"
+    if isinstance(error, NotMigrated):
+        return str(error)
+    if isinstance(error, Unstorable):
+        return f"failed: {error}: {error.__cause__}"
     if isinstance(error, StoreUnavailable):
         cause = str(error.__cause__ or "").splitlines()
         return f"PostgreSQL cannot be used at {place(url)}" + (f": {cause[0]}" if cause else "")
@@ -106,7 +110,7 @@ def explained(error: BaseException, url: str) -> str | None:
         return f"{error.param}: {error.message}" if error.param not in {None, "id"} else str(error)
     # the clients' own word for an address that is none
     unusable = isinstance(error, ValueError) and "_URL is not" in str(error)
-    return str(error) if unusable or isinstance(error, (NotMigrated, Failure)) else None
+    return str(error) if unusable or isinstance(error, Failure) else None
 
 
 def place(url: str) -> str:

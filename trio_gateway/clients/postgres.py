@@ -45,8 +45,27 @@ class Missing(Exception):
     """A foreign key refused the row; the argument is the constraint's name."""
 
 
-class NotMigrated(Exception):
-    """A table, column or function is missing: the migrations have not run."""
+class Unstorable(Exception):
+    """A value or a row that PostgreSQL will never take; the argument is its error's name."""
+
+
+class NotMigrated(StoreUnavailable):
+    """A table, column or function is missing: the migrations have not run.
+
+    Its text is for operators; callers are told no more than of any store out of reach.
+    """
+
+    def __str__(self) -> str:
+        """Say what to do."""
+        return "the database is not migrated; run `trio-gateway migrate`"
+
+
+class InsufficientPrivilege(StoreUnavailable):
+    """The database's user may not do this, for now; its text is for operators."""
+
+    def __str__(self) -> str:
+        """Say who is meant."""
+        return "the user of DATABASE_URL lacks a privilege"
 
 
 class Overdue(StoreUnavailable):
@@ -62,13 +81,17 @@ def mapped_errors() -> Iterator[None]:
         raise Duplicate(error.constraint_name or "") from error
     except (asyncpg.ForeignKeyViolationError, asyncpg.RestrictViolationError) as error:
         raise Missing(error.constraint_name or "") from error
+    except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
+        raise Unstorable(type(error).__name__) from error
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise InsufficientPrivilege from error
     except (
         asyncpg.UndefinedTableError,
         asyncpg.UndefinedColumnError,
         asyncpg.UndefinedFunctionError,
         asyncpg.InvalidSchemaNameError,
     ) as error:
-        raise NotMigrated("the database is not migrated; run `trio-gateway migrate`") from error
+        raise NotMigrated from error
     except (
         asyncpg.PostgresConnectionError,
         asyncpg.OperatorInterventionError,
@@ -106,7 +129,7 @@ def within(limit: float) -> Iterator[None]:
 
 
 class Postgres:
-    """A pool of connections. Errors raised: StoreUnavailable, Duplicate, Missing, NotMigrated."""
+    """A pool of connections. Errors raised: StoreUnavailable, Duplicate, Missing, Unstorable."""
 
     def __init__(self, bridge: Bridge, pool: asyncpg.Pool[asyncpg.Record]) -> None:
         """Built by `open_postgres`."""

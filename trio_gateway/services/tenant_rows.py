@@ -105,7 +105,7 @@ async def read_installation_secret(postgres: Postgres) -> bytes:
     """Return the secret that signs keys; raises NotMigrated or StoreUnavailable."""
     row = await postgres.fetch_one("SELECT key_secret FROM gateway.installation")
     if row is None:
-        raise NotMigrated("the database is not migrated; run `trio-gateway migrate`")
+        raise NotMigrated
     return bytes(row["key_secret"])
 
 

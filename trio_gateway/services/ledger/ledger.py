@@ -6,13 +6,17 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import orjson
+import structlog
 
+from trio_gateway.clients.postgres import Unstorable
 from trio_gateway.core.domain import Basis, LedgerRow, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from trio_gateway.clients.postgres import Postgres
+
+log = structlog.get_logger()
 
 RECORD = (files("trio_gateway.services.ledger") / "record.sql").read_text(encoding="utf-8")
 FIND = """
@@ -33,9 +37,17 @@ class Ledger:
     async def write(self, rows: Sequence[LedgerRow]) -> list[LedgerRow]:
         """Insert rows with their sums and return those stored; an earlier row wins.
 
-        Safe to repeat when the answer to the commit was lost.
+        Safe to repeat when the answer to the commit was lost. A row that PostgreSQL will never
+        take is logged, and returned as if it were stored: whoever settles by it closes its
+        account, and no other row waits for it.
         """
-        return await self._postgres.run(_write, rows)
+        try:
+            return await self._postgres.run(_write, rows)
+        except Unstorable as refused:
+            if len(rows) == 1:
+                _give_up(rows[0], str(refused))
+                return list(rows)
+        return [stored for row in rows for stored in await self.write([row])]
 
     async def find(self, request_ids: Sequence[str]) -> dict[str, LedgerRow]:
         """Return the stored rows of these requests, by request id."""
@@ -53,6 +65,18 @@ async def _write(connection: Any, rows: Sequence[LedgerRow]) -> list[LedgerRow]:
         record["request_id"]: _row(record) for record in await connection.fetch(FIND, missing)
     }
     return [stored.get(row.request_id, row) for row in rows]
+
+
+def _give_up(row: LedgerRow, reason: str) -> None:
+    log.error(
+        "ledger_row_refused",
+        reason=reason,
+        request_id=row.request_id,
+        tenant_id=row.tenant_id,
+        key_id=row.key_id,
+        charged_tokens=row.charged_tokens,
+        started_us=row.started_us,
+    )
 
 
 def _row(record: Any) -> LedgerRow:

@@ -29,6 +29,8 @@ DIALECT = "/v1/admin"
 
 def as_gateway_error(error: Exception) -> GatewayError:
     """Return the error that the caller is to see; what was not foreseen says nothing."""
+    if isinstance(error, NotMigrated):
+        return StoreUnavailable("The database is not at this release; run migrations.")
     if isinstance(error, GatewayError):
         return error
     if isinstance(error, NoSuchRow):
@@ -38,8 +40,6 @@ def as_gateway_error(error: Exception) -> GatewayError:
         return Conflict(error.message, param=error.param, code=code)
     if isinstance(error, Refused):
         return InvalidCall(error.message, param=error.param)
-    if isinstance(error, NotMigrated):
-        return StoreUnavailable("The database is not at this release; run migrations.")
     if isinstance(error, HTTPException):
         return _of_http(error)
     log.error("admin_request_failed", exc_info=error)

@@ -171,10 +171,10 @@ async def _postgres() -> Store:
     began = perf_counter()
     try:
         row = await office().postgres.fetch_one(_VERSION)
-    except StoreUnavailable:
-        return Store(ok=False, ms=None, note="does not answer")
     except NotMigrated:
         return Store(ok=False, ms=None, note="is not migrated")
+    except StoreUnavailable:
+        return Store(ok=False, ms=None, note="does not answer")
     ms = _since(began)
     if row is None or row["version_num"] != SCHEMA_VERSION:
         return Store(ok=False, ms=ms, note="is at another release's schema")

@@ -13,6 +13,7 @@ from urllib.parse import quote, urlsplit
 
 from quart import Blueprint, g, redirect, request
 
+from trio_gateway.clients.postgres import NotMigrated
 from trio_gateway.core.errors import CallerError, StoreUnavailable
 from trio_gateway.core.officers import Role
 from trio_gateway.web.admin.cookies import session_secret
@@ -114,6 +115,8 @@ async def known(secret: str, *, seen: bool) -> Session | None:
     """
     try:
         session = await within(PATIENCE, partial(office().sessions.find, secret, seen=seen))
+    except NotMigrated:
+        raise
     except StoreUnavailable:
         if request.method not in READING:
             proven().forget(secret)

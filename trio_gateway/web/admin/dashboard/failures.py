@@ -68,11 +68,11 @@ async def _recall() -> None:
 def _said(error: Exception, shown: GatewayError) -> str:
     if isinstance(error, SessionsAway):
         return "PostgreSQL cannot be reached, and it keeps the sessions. Pages come back with it."
+    if isinstance(error, NotMigrated):
+        return "The database is not at this release. Run trio-gateway migrate."
     if isinstance(error, StoreUnavailable):
         away = "PostgreSQL" if office().redis.connected else "Redis"
         return f"{away} cannot be reached. The page comes back when it does."
-    if isinstance(error, NotMigrated):
-        return "The database is not at this release. Run trio-gateway migrate."
     text = shown.message
     text = text[:1].upper() + text[1:]
     if shown.param and not isinstance(shown, NotFound):
