@@ -124,7 +124,7 @@ class Counters:
         self.holds.append(hold)
         return hold, Standing()
 
-    async def mark_dispatched(self, hold: Hold) -> None:
+    async def mark_dispatched(self, hold: Hold, _backend: str) -> None:
         """Note that the hold's call goes to upstream."""
         await trio.lowlevel.checkpoint()
         hold.phase = DISPATCHED

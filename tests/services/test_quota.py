@@ -361,7 +361,7 @@ async def test_a_call_that_waits_for_a_slot_says_when_it_is_dispatched(worker):
     leases = tenant_keys(principal.tenant.id)[3]
     phase = (await worker.redis.command("HGET", leases, hold.request_id)).split(b"|")[0]
     assert (phase, hold.phase) == (b"queued", "queued")
-    await worker.quota.mark_dispatched(hold)
+    await worker.quota.mark_dispatched(hold, "b")
     phase = (await worker.redis.command("HGET", leases, hold.request_id)).split(b"|")[0]
     assert (phase, hold.phase) == (b"dispatched", "dispatched")
 
@@ -372,7 +372,7 @@ async def test_a_queued_call_whose_hold_is_gone_is_not_dispatched(worker):
     hold, _ = await worker.quota.reserve(ask(principal, dispatched=False))
     await worker.redis.command("DEL", *tenant_keys(principal.tenant.id))
     with pytest.raises(StoreUnavailable) as caught:
-        await worker.quota.mark_dispatched(hold)
+        await worker.quota.mark_dispatched(hold, "b")
     assert caught.value.retry_after == 1
 
 

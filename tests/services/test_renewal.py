@@ -168,7 +168,7 @@ async def test_a_call_whose_account_is_being_closed_is_not_marked(worker):
     hold, _ = await worker.quota.reserve(ask(caller(TOTAL), dispatched=False))
     del worker.quota.live[hold.request_id]
     with pytest.raises(StoreUnavailable):
-        await worker.quota.mark_dispatched(hold)
+        await worker.quota.mark_dispatched(hold, "b")
 
 
 async def test_a_call_that_is_over_is_not_cut_by_its_own_row(worker, redis_url):

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from tests.account import ask, caller, charged, empty, one_database, open_worker, row_of
@@ -86,6 +87,75 @@ async def test_a_call_that_had_ended_is_written_exactly(worker):
     assert await sweep_out(worker) == 1
     assert (await worker.ledger.find([hold.request_id]))[hold.request_id] == row
     assert (await worker.counters(principal))["s|t|total"] == 33
+
+
+async def test_an_ended_call_that_postgres_never_takes_stands_in_nobodys_way(worker):
+    """The others are written, its account is closed by what it says, and the log has it."""
+    principal = caller(TOTAL)
+    bad, _ = await worker.quota.reserve(ask(principal, 10, 90))
+    good, _ = await worker.quota.reserve(ask(principal, 10, 90))
+    for hold, row in ((bad, row_of(bad, 33, status_code=2**40)), (good, row_of(good, 44))):
+        hold.phase, hold.final = "final", row
+    await worker.renewals.beat()
+    for hold in (bad, good):
+        worker.crash(hold)
+    with capture_logs() as logs:
+        assert await sweep_out(worker) == 2
+    refused = [each for each in logs if each["event"] == "ledger_row_refused"]
+    assert [(each["request_id"], each["charged_tokens"]) for each in refused] == [
+        (bad.request_id, 33)
+    ]
+    assert [row["request_id"] for row in await worker.rows(principal)] == [good.request_id]
+    assert await worker.holds(principal) == set()
+    assert (await worker.counters(principal))["s|t|total"] == 77
+
+
+async def test_a_hold_that_cannot_be_read_stands_in_nobodys_way(worker):
+    """A later release may know more of a row than this one: that hold is left to its workers."""
+    principal = caller(TOTAL)
+    strange, _ = await worker.quota.reserve(ask(principal, 10, 90))
+    strange.phase, strange.final = "final", row_of(strange, 33)
+    await worker.renewals.beat()
+    leases = tenant_keys(principal.tenant.id)[3]
+    lease = await worker.redis.command("HGET", leases, strange.request_id)
+    later = lease.replace(b'"outcome"', b'"unheard_of":1,"outcome"')
+    await worker.redis.command("HSET", leases, strange.request_id, later)
+    worker.crash(strange)
+    await abandoned(worker, principal)
+    assert await sweep_out(worker) == 1
+    assert await worker.holds(principal) == {strange.request_id}
+
+
+async def test_a_schema_that_is_missing_is_a_store_out_of_reach(worker):
+    """The sweeper waits for it, and its worker goes on."""
+    principal = caller(TOTAL)
+    hold = await abandoned(worker, principal)
+    await trio.sleep(LEASE)
+    assert await worker.sweeper.sweep() == 0
+    await trio.sleep(LEASE)
+    await worker.postgres.fetch("ALTER SCHEMA gateway RENAME TO away")
+    try:
+        with pytest.raises(StoreUnavailable):
+            await worker.sweeper.sweep()
+        assert await worker.holds(principal) == {hold.request_id}
+    finally:
+        await worker.postgres.fetch("ALTER SCHEMA away RENAME TO gateway")
+    assert await worker.sweeper.sweep() == 1
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_lost_call_names_its_backend(worker, at_once):
+    """Whether its slot was free at once or it had to wait for one."""
+    principal = caller(TOTAL)
+    wanted = ask(principal, 10, 90, dispatched=at_once)
+    wanted.opaque["backend"] = "http://gpu-1:11434" if at_once else None
+    hold, _ = await worker.quota.reserve(wanted)
+    if not at_once:
+        await worker.quota.mark_dispatched(hold, "http://gpu-1:11434")
+    worker.crash(hold)
+    assert await sweep_out(worker) == 1
+    (row,) = await worker.rows(principal)
+    assert (row["backend"], row["basis"]) == ("http://gpu-1:11434", "estimated")
 
 
 async def test_a_row_that_is_there_already_decides(worker):

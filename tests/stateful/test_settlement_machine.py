@@ -184,7 +184,7 @@ class Settlement(RuleBasedStateMachine):
     def dispatch(self, which: int) -> None:
         call = self.ongoing[which % len(self.ongoing)]
         try:
-            self.stage.do(self.worker(call.worker).quota.mark_dispatched, call.hold)
+            self.stage.do(self.worker(call.worker).quota.mark_dispatched, call.hold, "b")
         except StoreUnavailable:  # its hold was gone: the call is refused
             self._end(call, 0)
 

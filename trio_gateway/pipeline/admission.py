@@ -180,7 +180,7 @@ async def admit(gate: Gate, leash: Leash, errand: Errand, route: Route) -> Async
                     tenant.id, tenant.weight_share, route.backends, errand.priority
                 )
                 timeline.granted = trio.current_time()
-                await gate.quota.mark_dispatched(hold)
+                await gate.quota.mark_dispatched(hold, slot.backend)
         await trio.lowlevel.checkpoint_if_cancelled()
         leash.fail_if_cut()
         admission.dispatched(slot.backend)
@@ -219,6 +219,7 @@ def _ask(gate: Gate, errand: Errand, route: Route, slot: Slot | None) -> Ask:
             "estimate": prompt,
             "milli": route.policy.milli_weight,
             "batch_id": errand.batch_id,
+            "backend": slot.backend if slot is not None else None,
         },
         share=BATCH_SHARE if errand.priority == "batch" else 1000,
     )

@@ -28,7 +28,6 @@ class Hold:
     text: str
     phase: str
     renewed_at: float  # this worker's monotonic seconds
-    prompt: int = 0
     output: int = 0
     renewals: int = 0
     reconnected: bool = False  # since the last renewal
@@ -49,7 +48,6 @@ class Found:
     phase: str
     renewals: str
     lease_until_us: int
-    prompt: int
     output: int
     final: LedgerRow | None
     opaque: dict[str, Any]
@@ -68,11 +66,17 @@ def decode_row(text: str) -> LedgerRow:
     return LedgerRow(**fields)
 
 
+def with_backend(text: str, backend: str) -> str:
+    """Add to a hold's text where its call was sent."""
+    *known, opaque = text.split("|", 6)
+    return "|".join([*known, orjson.dumps({**orjson.loads(opaque), "backend": backend}).decode()])
+
+
 def parse_found(tenant_id: str, request_id: str, text: str, lease: str) -> Found:
     """Read one hold and its lease as the scripts wrote them."""
     started, day, cost, _ceiling, key_id, _hit, opaque = text.split("|", 6)
     # A hold without its lease was put back by half a renewal: treat it as long expired.
-    phase, renewals, until, prompt, output, final = (lease or "dispatched|-|0|0|0|").split("|", 5)
+    phase, renewals, until, _, output, final = (lease or "dispatched|-|0|0|0|").split("|", 5)
     return Found(
         request_id=request_id,
         tenant_id=tenant_id,
@@ -83,7 +87,6 @@ def parse_found(tenant_id: str, request_id: str, text: str, lease: str) -> Found
         phase=phase,
         renewals=renewals,
         lease_until_us=int(until),
-        prompt=int(prompt),
         output=int(output),
         final=decode_row(final) if final else None,
         opaque=orjson.loads(opaque),

@@ -13,7 +13,14 @@ import trio
 
 from trio_gateway.core.errors import StoreUnavailable
 from trio_gateway.services.quota.answers import refusal_of, standing_of
-from trio_gateway.services.quota.holds import DISPATCHED, QUEUED, Hold, encode_row, refused_row
+from trio_gateway.services.quota.holds import (
+    DISPATCHED,
+    QUEUED,
+    Hold,
+    encode_row,
+    refused_row,
+    with_backend,
+)
 from trio_gateway.services.quota.keys import INDEX, call_keys, tenant_keys
 
 if TYPE_CHECKING:
@@ -181,12 +188,12 @@ class Quota:
         """List every tenant anew; the index may have gone with the server's data."""
         self._announced.clear()
 
-    async def mark_dispatched(self, hold: Hold) -> None:
-        """Write the phase before upstream is opened.
+    async def mark_dispatched(self, hold: Hold, backend: str) -> None:
+        """Write the phase, and to which backend, before upstream is opened.
 
         Raises StoreUnavailable, also where the hold was gone: its account may be closed.
         """
-        hold.phase = DISPATCHED
+        hold.phase, hold.text = DISPATCHED, with_backend(hold.text, backend)
         doubtful = await self.renewed([hold], self.send_renewal([hold]))
         if doubtful or hold.request_id not in self.live:
             raise StoreUnavailable(retry_after=1)
@@ -198,7 +205,7 @@ class Quota:
             hold.renewals += 1
             final = encode_row(hold.final) if hold.final else ""
             args += [hold.request_id, hold.phase, hold.renewals]
-            args += [hold.prompt, hold.output, final, hold.text]
+            args += [0, hold.output, final, hold.text]
         return self._redis.send_script("renew", tenant_keys(holds[0].tenant_id), args)
 
     async def renewed(self, holds: Sequence[Hold], renewal: Pending) -> list[str]:

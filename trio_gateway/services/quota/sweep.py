@@ -116,10 +116,15 @@ class Sweeper:
             return []
         leases = await self._redis.command("HGETALL", leases_key)
         lease_of = dict(zip(leases[::2], leases[1::2], strict=True))
-        return [
-            parse_found(tenant_id, rid.decode(), text.decode(), lease_of.get(rid, b"").decode())
-            for rid, text in zip(flat[::2], flat[1::2], strict=True)
-        ]
+        found = []
+        for rid, text in zip(flat[::2], flat[1::2], strict=True):
+            lease = lease_of.get(rid, b"").decode()
+            try:
+                found.append(parse_found(tenant_id, rid.decode(), text.decode(), lease))
+            except (LookupError, TypeError, ValueError):
+                # Of a later release, perhaps, whose workers can read it: no reason to stop here.
+                log.exception("hold_unreadable", request_id=rid.decode())
+        return found
 
     def _abandoned(self, found: Found, now_us: int, seen: dict[str, tuple[str, float]]) -> bool:
         if found.request_id in self._quota.live or found.lease_until_us >= now_us:
@@ -133,7 +138,11 @@ class Sweeper:
 
 
 def lost_row(found: Found) -> LedgerRow:
-    """Say what is known of a dead worker's call (settlement rule 7)."""
+    """Say what is known of a dead worker's call.
+
+    What had ended is written as it ended. Else it is `lost`: free where it was never dispatched,
+    and charged for its prompt and the output last seen where it was.
+    """
     if found.final is not None:
         return found.final
     opaque = found.opaque

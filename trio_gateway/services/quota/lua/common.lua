@@ -6,7 +6,7 @@
 --           warm: the server's run id while the counters can be trusted
 -- counters  s|scope|period spent, h|scope|period held; scope is t (tenant) or k:<key id>
 -- holds     request id -> started|day|cost|ceiling|key id|windows hit|opaque
--- leases    request id -> phase|renewals|lease until|prompt|output|final row
+-- leases    request id -> phase|renewals|lease until|0|output|final row
 local function clock()
   local t = redis.call('TIME')
   return tonumber(t[1]) * 1000000 + tonumber(t[2])

@@ -1,12 +1,11 @@
--- Renew live holds. ARGV: 1 lease, then for each hold: request id, phase, renewals, prompt, output,
--- final row, the hold's own text. A hold that is not there is put back, and the tenant is cold.
+-- Renew live holds. ARGV: 1 lease, then for each hold: request id, phase, renewals, 0, output, final
+-- row, the hold's own text. A hold that is not there is put back, and the tenant is cold.
 -- Returns the request ids of the holds put back.
 local now = clock()
 local back = {}
 for at = 2, #ARGV, 7 do
   local rid = ARGV[at]
-  if redis.call('HEXISTS', KEYS[3], rid) == 0 then
-    redis.call('HSET', KEYS[3], rid, ARGV[at + 6])
+  if redis.call('HSET', KEYS[3], rid, ARGV[at + 6]) == 1 then
     chill(now)
     back[#back + 1] = rid
   end
