@@ -19,7 +19,12 @@ MOST_CUSTOM_ID = 512  # characters
 
 
 class Status(StrEnum):
-    """Where a batch stands; batches-facts 2.3 is the machine."""
+    """Where a batch stands.
+
+    It goes on as `validating`, `in_progress`, `finalizing`, `completed`. A file that is refused
+    makes it `failed`, a cancel `cancelling` and then `cancelled`, the end of its window `expired`;
+    these three and `completed` stay.
+    """
 
     VALIDATING = "validating"
     FAILED = "failed"
