@@ -11,7 +11,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
-from trio_gateway.clients.postgres import NotMigrated
+from trio_gateway.clients.postgres import NotMigrated, within
 from trio_gateway.core.errors import StoreUnavailable
 from trio_gateway.services.metrics.instruments import PREFIX
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from trio_gateway.clients.postgres import Postgres
     from trio_gateway.services.metrics.metrics import Metrics
 
-STORE_LIMIT = 0.05  # seconds for PostgreSQL to say what it holds
+STORE_LIMIT = 1.0  # seconds for PostgreSQL to say what it holds; a scrape is given five
 
 # The open batches alone, by their index; a lease is a line under way, of which there are few.
 OPEN_BATCHES = """
@@ -82,7 +82,7 @@ async def _held(postgres: Postgres | None) -> Held | None:
     if postgres is None:
         return None
     rows = None
-    with trio.move_on_after(STORE_LIMIT), suppress(StoreUnavailable, NotMigrated):
+    with suppress(StoreUnavailable, NotMigrated), within(STORE_LIMIT):
         rows = [dict(row) for row in await postgres.fetch(OPEN_BATCHES)]
     return Held(rows)
 
