@@ -17,10 +17,12 @@ import trio
 
 from trio_gateway import settings
 from trio_gateway.clients.containment import contain
+from trio_gateway.clients.unreadable import answer_unreadable
 from trio_gateway.gateway import open_gateway
 from trio_gateway.logs import configure
 from trio_gateway.web.app import GatewayApp, create_app
 from trio_gateway.web.gateway import Gateway  # noqa: TC001 - asked for at run time
+from trio_gateway.web.unreadable import unreadable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -53,6 +55,7 @@ def build(
     `ready` is called when the start is over. `told` receives the signals that begin a drain.
     """
     contain()
+    answer_unreadable(unreadable)
     app = create_app()
     stop, closed = trio.Event(), trio.Event()
 

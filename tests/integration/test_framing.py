@@ -57,6 +57,37 @@ async def test_ambiguous_framing_is_refused_and_the_connection_closed(world):
     assert await serves(world)
 
 
+UNREADABLE = (
+    (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", 400),  # TLS
+    (b"GET /healthz HTTP/1.1\r\n\r\n", 400),  # no host
+    (b"GET /healthz HTTP/1.1\r\nhost: a\r\nbad name: x\r\n\r\n", 400),
+    (b"GET /healthz HTTP/1.1\r\nhost: a\r\nx: " + b"x" * 200_000, 431),
+    (b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip\r\n\r\n", 501),
+)
+
+
+async def test_what_is_not_http_is_told_so_in_the_usual_shape(world):
+    """A body that says what was wrong, a request id, and the end of the connection."""
+    for raw, status in UNREADABLE:
+        async with raw_http.connect(world.port) as client:
+            await client.send(raw)
+            answer = await client.answer()
+            assert await client.closed() == b""
+        assert answer.status == status
+        assert answer.json()["error"]  # as Ollama words it, where no path could be read
+        assert (answer.header("x-request-id") or "").startswith("req_")
+
+
+async def test_a_body_that_is_not_http_is_told_so_in_the_words_of_its_route(world):
+    """By then the path is known: Ollama's clients read another shape than OpenAI's."""
+    headers = world.auth() | {"Transfer-Encoding": "chunked"}
+    async with raw_http.connect(world.port) as client:
+        await client.send(raw_http.request(CHAT, headers) + b"zz\r\n")
+        answer = await client.answer()
+    assert answer.status == 400
+    assert "not valid HTTP" in orjson.loads(answer.body)["error"]
+
+
 async def test_content_length_that_only_repeats_itself_is_one_length(world):
     """Equal lengths are the same number to every reader, and the body is that long."""
     pairs = [*world.auth().items(), ("Content-Length", str(len(BODY)))]
