@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import trio
 
+from tests.dashboard.paper import form_of
 from tests.dashboard.test_doors import SPECIAL, addresses
 from tests.dashboard.visitor import visiting, words
 from tests.integration.admin_world import open_admin
@@ -259,7 +260,8 @@ async def test_models_without_the_choice_make_no_key(world, visitor, listed, gra
     form = {"name": "narrow", "budget_period": "month", listed: "qwen3:8b"} | grant
     before = await world.rows("SELECT id, models FROM gateway.api_keys")
     for path in (f"/tenants/{world.tenant['id']}/keys/new", f"/keys/{world.key['id']}/edit"):
-        answer = await visitor.do(path, form)
+        opened = form_of(await visitor.see(path)).get("opened", "")
+        answer = await visitor.do(path, form | {"opened": opened})
         assert answer.status_code == 400
         named = "Models: " if grant == {"grant": "all"} else "Grant: "
         assert named in words(answer.text)
@@ -301,13 +303,18 @@ async def test_keys_are_shown_once_and_work_as_told(world, visitor):
     assert re.search(r"Revoked</dt><dd><time[^>]+>[^<]+</time>: laptop lost</dd>", text)
 
 
+async def changed(visitor, path, form):
+    """Change these fields of a form as it is shown."""
+    await visitor.done(path, form_of(await visitor.see(path)) | form)
+
+
 async def test_models_tenants_admins_and_webhooks_are_changed(world, admin, visitor):
     """Each kind of change by its form; what was done is said on the next page, once."""
     assert await visitor.done("/models/block", {"name": "qwen3:8b"}) == "/models"
     assert "The model is changed." in await visitor.see("/models")
     assert "The model is changed." not in await visitor.see("/models")
     policy = {"name": "qwen3:8b", "weight": "2.5", "num_ctx": "4096", "digest": "ab" * 32}
-    await visitor.done("/models/edit", policy)
+    await changed(visitor, "/models/edit?name=qwen3:8b", policy | {"blocked": []})
     (row,) = await world.rows("SELECT * FROM gateway.models")
     assert (row["blocked"], row["milli_weight"], row["num_ctx"]) == (False, 2500, 4096)
     for wrong in ({"weight": "2000"}, {"num_ctx": "0"}, {"digest": "xyz"}, {"name": "b d"}):
@@ -324,7 +331,7 @@ async def test_models_tenants_admins_and_webhooks_are_changed(world, admin, visi
     assert answer.status_code == 400
     tenant = world.tenant["id"]
     form = {"budget_period": "day", "weight_share": "9", "grant": "these"}
-    await visitor.done(f"/tenants/{tenant}/edit", form)
+    await changed(visitor, f"/tenants/{tenant}/edit", form)
     await visitor.done(f"/tenants/{tenant}/disable")
     await visitor.done(f"/tenants/{tenant}/enable")
     assert await visitor.done(f"/tenants/{tenant}/delete") == "/tenants"
@@ -337,7 +344,8 @@ async def test_models_tenants_admins_and_webhooks_are_changed(world, admin, visi
 
 async def test_the_record_is_read_by_people(world, visitor):
     """Names stand beside ids, also of what is gone; weights, yes and no, and instants are told."""
-    await visitor.done("/models/edit", {"name": "qwen3:8b", "weight": "2.5", "blocked": "yes"})
+    policy = {"weight": "2.5", "blocked": "yes"}
+    await changed(visitor, "/models/edit?name=qwen3:8b", policy)
     key = await world.keyring.issue("acme", {"name": "laptop"})
     await world.keyring.update(key["id"], {"expires_at": datetime(2099, 1, 1, tzinfo=UTC)})
     gone = await world.accounts.create("lab", {})
@@ -457,6 +465,38 @@ async def test_long_lists_have_pages(world, visitor):
     assert [len(each) for each in names] == [50, 3]
     assert not set(names[0]) & set(names[1])
     assert re.search(r'href="/audit\?before=\d+"', await visitor.see("/audit"))
+
+
+async def test_batches_and_files_have_pages_to_the_end(world, visitor, made):
+    """Each once, with what was asked kept from page to page."""
+    await world.rows(
+        "INSERT INTO gateway.batches (id, tenant_id, key_id, endpoint, input_file_id,"
+        " completion_window, idempotency_key, fingerprint, expires_at, status) SELECT"
+        " 'batch_' || n, tenant_id, key_id, endpoint, input_file_id, completion_window,"
+        " 'key ' || n, fingerprint, expires_at, 'cancelled'"
+        " FROM gateway.batches, generate_series(1, 110) AS n WHERE id = $1",
+        made["batch"],
+    )
+    await world.rows(
+        "INSERT INTO gateway.files (id, tenant_id, purpose, filename, bytes, blob)"
+        " SELECT 'file-' || n, tenant_id, purpose, filename, bytes, 'none'"
+        " FROM gateway.files, generate_series(1, 110) AS n WHERE id = $1",
+        made["file"],
+    )
+    for first, row, filtered, total in (
+        ("/batches?tenant=acme&status=cancelled", r'href="/batches/(batch_\d+)"', "status=", 110),
+        ("/files?tenant=acme", r'<tr id="([^"]+)"', "tenant=", 111),
+    ):
+        where, found = first, list[str]()
+        while where:
+            text = await visitor.see(where)
+            found += re.findall(row, text)
+            after = re.findall(r'href="(/\w+\?[^"]*before=[^"]+)"', text)
+            where = html.unescape(after[0]) if after else ""
+            assert filtered in where or not where
+        assert (len(found), len(set(found))) == (total, total)
+        assert "From the start" in text
+    assert (await visitor.get("/files?before=file-none")).status_code == 400
 
 
 async def test_unknown_things_are_404_pages(visitor):

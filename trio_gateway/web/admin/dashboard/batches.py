@@ -9,7 +9,7 @@ from quart import Blueprint, Response
 from trio_gateway.core.batches import TERMINAL, Status
 from trio_gateway.services.tenant_names import tenant_names
 from trio_gateway.web.admin.dashboard.named import names_of
-from trio_gateway.web.admin.dashboard.paging import argument, one_of
+from trio_gateway.web.admin.dashboard.paging import PAGE, argument, one_of
 from trio_gateway.web.admin.dashboard.shell import books, done, page
 from trio_gateway.web.admin.guard import officer
 from trio_gateway.web.admin.office import office
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from trio_gateway.core.batches import Batch
 
-NEWEST = 100  # rows shown
 STATUSES = ("", *Status)
 
 blueprint = Blueprint("batches", __name__)
@@ -27,20 +26,27 @@ blueprint = Blueprint("batches", __name__)
 
 @blueprint.get("/batches")
 async def listing() -> Response:
-    """Show the newest batches of all tenants, or of one."""
+    """Show batches of all tenants, or of one, the newest first."""
     name, status = argument("tenant"), one_of("status", STATUSES)
     tenant = await books().accounts.show(name) if name else None
+    before = argument("before")
     rows = await books().batches.all(
-        None if tenant is None else tenant["id"], Status(status) if status else None, NEWEST
+        None if tenant is None else tenant["id"],
+        Status(status) if status else None,
+        PAGE + 1,
+        before or None,
     )
+    asked = {"tenant": name, "status": status}
     return await page(
         "batches.html",
-        rows=rows,
-        tenants=await _names(row.tenant_id for row in rows),
+        rows=rows[:PAGE],
+        tenants=await _names(row.tenant_id for row in rows[:PAGE]),
+        asked={each: text for each, text in asked.items() if text},
+        before=before,
+        more=rows[PAGE - 1].id if len(rows) > PAGE else None,
         tenant=tenant,
         chosen=status,
         statuses=[(each, each.replace("_", " ") or "all") for each in STATUSES],
-        newest=NEWEST,
         ended=TERMINAL,
     )
 
@@ -76,10 +82,20 @@ async def cancel(batch_id: str) -> Response:
 
 @blueprint.get("/files")
 async def files() -> Response:
-    """Show the newest files."""
-    name = argument("tenant")
-    rows = await books().files.listing(name or None, None, NEWEST)
-    return await page("files.html", rows=rows, tenant=name, newest=NEWEST)
+    """Show files, the newest first, or the one whose id is asked for."""
+    name, before, one = argument("tenant"), argument("before"), argument("file")
+    if one:
+        rows = [await books().files.show(one)]
+    else:
+        rows = await books().files.listing(name or None, None, PAGE + 1, before or None)
+    return await page(
+        "files.html",
+        rows=rows[:PAGE],
+        tenant=name,
+        one=one,
+        before=before,
+        more=rows[PAGE - 1]["id"] if len(rows) > PAGE else None,
+    )
 
 
 @blueprint.post("/files/<file_id>/delete")

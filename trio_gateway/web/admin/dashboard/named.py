@@ -15,6 +15,10 @@ UNION ALL SELECT id, name FROM gateway.api_keys WHERE id = ANY($1::text[]) AND n
 UNION ALL SELECT id, name FROM gateway.admins WHERE id = ANY($1::text[])
 UNION ALL SELECT id, name FROM gateway.webhooks WHERE id = ANY($1::text[])
 """
+_DELETED = """
+SELECT DISTINCT ON (subject) subject, before ->> 'name' AS name FROM gateway.admin_events
+WHERE subject = ANY($1::text[]) AND action = 'tenant.delete' ORDER BY subject, id DESC
+"""
 
 
 async def names_of(ids: Collection[str]) -> dict[str, str]:
@@ -22,3 +26,11 @@ async def names_of(ids: Collection[str]) -> dict[str, str]:
     if not ids:
         return {}
     return {row["id"]: row["name"] for row in await office().postgres.fetch(_NAMES, list(ids))}
+
+
+async def names_of_deleted(ids: Collection[str]) -> dict[str, str]:
+    """Return the names that deleted tenants had, as the record has them."""
+    if not ids:
+        return {}
+    rows = await office().postgres.fetch(_DELETED, list(ids))
+    return {row["subject"]: row["name"] for row in rows if row["name"]}

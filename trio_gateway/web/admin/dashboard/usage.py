@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date  # noqa: TC003 - read by pydantic
 from typing import TYPE_CHECKING, Any, cast
 
 from quart import Blueprint, Response
 
-from trio_gateway.services.usage import Usage, last_days, last_hours
+from trio_gateway.services.account_rows import NotFound, Refused
+from trio_gateway.services.key_usage import KeyUsage
+from trio_gateway.services.tenant_names import tenant_names
+from trio_gateway.services.usage import Usage
 from trio_gateway.web.admin.api.exports import export
+from trio_gateway.web.admin.api.shapes import Answer
 from trio_gateway.web.admin.api.usage import UsageRow
 from trio_gateway.web.admin.dashboard import charts
+from trio_gateway.web.admin.dashboard.named import names_of_deleted
 from trio_gateway.web.admin.dashboard.paging import argument, one_of
 from trio_gateway.web.admin.dashboard.shell import books, page
+from trio_gateway.web.admin.dashboard.spans import Span, offered, span_of
 from trio_gateway.web.admin.office import office
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
-    from datetime import datetime
 
-    from trio_gateway.services.usage import By, Unit
+    from trio_gateway.services.usage import By
 
-# What the address may ask for: a span, its unit, and how many of them.
-SPANS: dict[str, tuple[str, str, int]] = {
-    "24h": ("Last 24 hours", "hour", 24),
-    "72h": ("Last 3 days, by the hour", "hour", 72),
-    "7d": ("Last 7 days", "day", 7),
-    "30d": ("Last 30 days", "day", 30),
-    "90d": ("Last 90 days", "day", 90),
-    "365d": ("Last 365 days", "day", 365),
-}
-BYS = {"model": "Model", "tenant": "Tenant", "outcome": "Outcome"}
+BYS = {"model": "Model", "tenant": "Tenant", "key": "Key", "outcome": "Outcome"}
+CHARGED = "charged_tokens"  # all that is summed by key
 COLUMNS = {
-    "charged_tokens": "tokens charged",
+    CHARGED: "tokens charged",
     "prompt_tokens": "prompt tokens",
     "completion_tokens": "output tokens",
     "requests": "requests",
@@ -49,32 +47,43 @@ blueprint = Blueprint("usage", __name__)
 class Asked:
     """What the address asks for; `tenant` is a name or an id, or empty."""
 
-    span: str
+    span: Span
     by: str
     what: str
     tenant: str
-    bounds: tuple[datetime, datetime]
-    unit: str
+
+
+class KeyDay(Answer):
+    """What one key was charged on one day."""
+
+    at: date
+    name: str | None
+    label: str | None
+    charged_tokens: int
 
 
 @blueprint.get("/usage")
 async def show() -> Response:
     """Draw one span by one thing."""
     asked = _asked()
-    rows, tenant = await _read(asked, SERIES)
-    names = BYS[asked.by].lower()
-    title = f"{COLUMNS[asked.what].capitalize()} by {names}, {SPANS[asked.span][0].lower()}"
+    rows, tenant, error = list[Any](), None, None
+    try:
+        rows, tenant = await _read(asked, SERIES)
+    except Refused as fault:
+        error = fault
+    what = COLUMNS[asked.what]
+    title = f"{what.capitalize()} by {BYS[asked.by].lower()}, {asked.span.title}"
     return await page(
         "usage.html",
+        200 if error is None else 404 if isinstance(error, NotFound) else 400,
         asked=asked,
         tenant=tenant,
-        spans=[(name, each[0]) for name, each in SPANS.items()],
+        spans=[(each.name, each.title) for each in offered()],
         bys=BYS,
         columns=COLUMNS,
-        chart=charts.stacked(
-            title, rows, asked.bounds, asked.unit, asked.what, COLUMNS[asked.what]
-        ),
+        chart=charts.stacked(title, rows, asked.span.bounds, asked.span.unit, asked.what, what),
         rows=_summed(rows),
+        error=error,
     )
 
 
@@ -87,32 +96,49 @@ async def sums() -> Response:
     async def once() -> AsyncIterator[Sequence[Any]]:
         yield rows
 
-    return await export(f"usage-by-{asked.by}-{asked.span}", UsageRow, "csv", once())
+    shape = KeyDay if asked.by == "key" else UsageRow
+    return await export(f"usage-by-{asked.by}-{asked.span.name}", shape, "csv", once())
 
 
 def _asked() -> Asked:
-    span = one_of("span", tuple(SPANS), "30d")
-    unit, count = SPANS[span][1], SPANS[span][2]
+    by = one_of("by", tuple(BYS))
+    what = one_of("what", tuple(COLUMNS))
     return Asked(
-        span=span,
-        by=one_of("by", tuple(BYS)),
-        what=one_of("what", tuple(COLUMNS)),
+        span=span_of(argument("span") or "30d"),
+        by=by,
+        what=CHARGED if by == "key" else what,
         tenant=argument("tenant"),
-        bounds=last_hours(count) if unit == "hour" else last_days(count),
-        unit=unit,
     )
 
 
 async def _read(asked: Asked, most: int) -> tuple[list[dict[str, Any]], Any]:
+    """Return the rows, and the tenant if they are of one. Raises Refused."""
     tenant = await books().accounts.show(asked.tenant) if asked.tenant else None
-    rows = await Usage(office().postgres).series(
-        cast("By", asked.by),
-        *asked.bounds,
-        unit=cast("Unit", asked.unit),
-        tenant_id=None if tenant is None else tenant["id"],
-        most=most,
-    )
+    unit = asked.span.unit
+    if asked.by != "key":
+        owner = None if tenant is None else tenant["id"]
+        rows = await Usage(office().postgres).series(
+            cast("By", asked.by), *asked.span.bounds, unit=unit, tenant_id=owner, most=most
+        )
+        return await _say_who_is_gone(rows) if asked.by == "tenant" else rows, tenant
+    if tenant is None:
+        raise Refused("is needed: usage by key is of one tenant", "tenant")
+    if unit == "hour":
+        raise Refused("must be of days: usage by key is summed by the day", "span")
+    rows = await KeyUsage(office().postgres).series(tenant["id"], *asked.span.bounds, most=most)
     return rows, tenant
+
+
+async def _say_who_is_gone(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mark the rows of deleted tenants as `gone`, and label them by the name that they had."""
+    ids = {row["name"] for row in rows if row["name"] is not None}
+    gone = ids - (await tenant_names(office().postgres, ids)).keys()
+    names = await names_of_deleted(gone)
+    labels = {each: f"{names.get(each, each)} (deleted)" for each in gone}
+    return [
+        row | {"label": labels.get(row["name"], row["label"]), "gone": row["name"] in gone}
+        for row in rows
+    ]
 
 
 def _summed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -120,9 +146,8 @@ def _summed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     sums: dict[str | None, dict[str, Any]] = {}
     for row in rows:
         label = charts.REST if row["name"] is None else row["label"] or row["name"]
-        found = sums.setdefault(
-            row["name"], {"name": row["name"], "label": label, **dict.fromkeys(SUMS, 0)}
-        )
+        empty = {"name": row["name"], "label": label, "gone": row.get("gone", False)}
+        found = sums.setdefault(row["name"], {**empty, **dict.fromkeys(SUMS, 0)})
         for name in SUMS:
-            found[name] += row[name]
+            found[name] += row.get(name, 0)
     return sorted(sums.values(), key=lambda row: (row["name"] is None, -row["charged_tokens"]))
