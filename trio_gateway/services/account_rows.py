@@ -33,6 +33,8 @@ WHERE scope = $1 AND period_start >= CASE $2
     WHEN 'month' THEN date_trunc('month', now() AT TIME ZONE 'UTC')::date
     ELSE '-infinity'::date END
 """
+# Columns that mean something together alone: who changes one has had the other in mind.
+UNITS = (("all_models", "models"), ("budget", "budget_period"))
 _HIDDEN = ("hash", "previous_hash")
 
 
@@ -55,6 +57,15 @@ class Taken(Refused):
 
 class Unfit(Refused):
     """Raised where the state of what is there does not allow the change."""
+
+
+class Overtaken(Unfit):
+    """Raised where columns are no more what the author of a change had seen."""
+
+    def __init__(self, columns: tuple[str, ...]) -> None:
+        """`columns` are those that somebody else has changed since."""
+        self.columns = columns
+        super().__init__("was changed meanwhile", columns[0])
 
 
 class NotFound(Refused):
@@ -82,6 +93,31 @@ def check_values(values: Mapping[str, Any], columns: Iterable[str]) -> None:
     _check_range(values, "weight_share", 1, 1000)
     if values.get("budget_period", Period.DAY) not in {str(period) for period in Period}:
         raise Refused("must be day, month or total", "budget_period")
+
+
+def check_seen(row: Mapping[str, Any], seen: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Raise Overtaken where a column of `seen` has another value now, unless `values` has it too.
+
+    Of UNITS `seen` holds all or none.
+    """
+
+    def differ(column: str, wanted: Mapping[str, Any]) -> bool:
+        return bool(_unordered(row[column]) != _unordered(wanted[column]))
+
+    after = {**seen, **values}
+    columns = [
+        column
+        for column in seen
+        if differ(column, seen) and any(differ(each, after) for each in unit_of(column, seen))
+    ]
+    if columns:
+        raise Overtaken(tuple(columns))
+
+
+def unit_of(column: str, columns: Iterable[str]) -> tuple[str, ...]:
+    """Return those of the columns that are changed with this one, which is one of them."""
+    unit = next((unit for unit in UNITS if column in unit), (column,))
+    return tuple(each for each in columns if each in unit)
 
 
 def check_narrows(key: Mapping[str, Any], tenant: Mapping[str, Any]) -> None:
@@ -186,6 +222,10 @@ def printable(text: str) -> str:
 def shown(row: Mapping[str, Any]) -> Row:
     """Leave out what no list, event or answer may hold."""
     return {column: value for column, value in row.items() if column not in _HIDDEN}
+
+
+def _unordered(value: Any) -> Any:
+    return sorted(value) if isinstance(value, list) else value
 
 
 def _record(row: Mapping[str, Any] | None) -> str | None:

@@ -11,6 +11,7 @@ from trio_gateway.services.account_rows import (
     Row,
     Taken,
     Unfit,
+    check_seen,
     check_values,
     find_tenant,
     insert,
@@ -100,10 +101,15 @@ class Accounts:
         """Return one tenant, with `spent` of its present budget period."""
         return await self._postgres.run(self._show, name)
 
-    async def update(self, name: str, values: Mapping[str, Any]) -> Row:
-        """Change some of COLUMNS; what its keys may do narrows at once, at run time."""
+    async def update(
+        self, name: str, values: Mapping[str, Any], seen: Mapping[str, Any] | None = None
+    ) -> Row:
+        """Change some of COLUMNS; what its keys may do narrows at once, at run time.
+
+        `seen` holds columns as whoever changes them saw them; see `check_seen`.
+        """
         check_values(values, COLUMNS)
-        return await self._postgres.transact(self._update, name, "tenant.update", values)
+        return await self._postgres.transact(self._update, name, "tenant.update", values, seen)
 
     async def extend(self, name: str, tokens: int, until: datetime | timedelta) -> Row:
         """Add tokens to the tenant's budget until an instant, or for a while.
@@ -149,9 +155,15 @@ class Accounts:
         return {**row, "spent": await spent(connection, f"t:{row['id']}", row["budget_period"])}
 
     async def _update(
-        self, connection: Connection, name: str, action: str, values: Mapping[str, Any]
+        self,
+        connection: Connection,
+        name: str,
+        action: str,
+        values: Mapping[str, Any],
+        seen: Mapping[str, Any] | None = None,
     ) -> Row:
         before = await find_tenant(connection, name, lock=True)
+        check_seen(before, seen or {}, values)
         await update(connection, "tenants", before["id"], values)
         after = await find_tenant(connection, before["id"])
         await write_event(connection, (self._actor, action, before["id"]), before, after)

@@ -11,6 +11,7 @@ from trio_gateway.services.account_rows import (
     Row,
     Unfit,
     check_narrows,
+    check_seen,
     check_values,
     find_tenant,
     insert,
@@ -86,10 +87,19 @@ class Keyring:
         """Return one key, with `spent` of its present budget period."""
         return await self._postgres.run(self._show, name, tenant)
 
-    async def update(self, name: str, values: Mapping[str, Any], tenant: str | None = None) -> Row:
-        """Change some of COLUMNS; of a revoked key the name alone can be."""
+    async def update(
+        self,
+        name: str,
+        values: Mapping[str, Any],
+        tenant: str | None = None,
+        seen: Mapping[str, Any] | None = None,
+    ) -> Row:
+        """Change some of COLUMNS; of a revoked key the name alone can be.
+
+        `seen` holds columns as whoever changes them saw them; see `check_seen`.
+        """
         _check(values)
-        return await self._postgres.transact(self._update, name, tenant, "key.update", values)
+        return await self._postgres.transact(self._update, name, tenant, "key.update", values, seen)
 
     async def extend(
         self, name: str, tokens: int, until: datetime | timedelta, tenant: str | None = None
@@ -155,9 +165,16 @@ class Keyring:
         return {**row, "spent": await spent(connection, f"k:{row['id']}", row["budget_period"])}
 
     async def _update(
-        self, connection: Connection, name: str, tenant: str | None, action: str, values: Row
+        self,
+        connection: Connection,
+        name: str,
+        tenant: str | None,
+        action: str,
+        values: Mapping[str, Any],
+        seen: Mapping[str, Any] | None = None,
     ) -> Row:
         before = await self._find(connection, name, tenant, lock=True)
+        check_seen(before, seen or {}, values)
         if values.keys() != {"name"}:
             _check_usable(before)
         owner = await find_tenant(connection, before["tenant_id"])

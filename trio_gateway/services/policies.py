@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from trio_gateway.core.domain import ModelPolicy
 from trio_gateway.core.models import InvalidModelName, canonical
-from trio_gateway.services.account_rows import Row, write_event
+from trio_gateway.services.account_rows import Row, check_seen, write_event
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from trio_gateway.clients.postgres import Connection, Postgres
 
-COLUMNS = ("blocked", "milli_weight", "num_ctx", "digest")
+UNSET: dict[str, Any] = {"blocked": False, "milli_weight": 1000, "num_ctx": None, "digest": None}
+COLUMNS = tuple(UNSET)
+# Of one model, also before it has a row that can be locked.
+_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('models ' || $1, 0))"
 
 
 class Policies:
@@ -40,7 +43,7 @@ class Policies:
 class ModelBook:
     """The operator's book of policies; each change and its record are one transaction.
 
-    Names are canonical. Errors raised: StoreUnavailable, NotMigrated.
+    Names are canonical. Errors raised: Overtaken, StoreUnavailable, NotMigrated.
     """
 
     def __init__(self, postgres: Postgres, actor: str) -> None:
@@ -53,18 +56,34 @@ class ModelBook:
         rows = await self._postgres.fetch("SELECT * FROM gateway.models ORDER BY name")
         return [dict(row) for row in rows]
 
-    async def set(self, name: str, values: Mapping[str, Any], action: str) -> Row:
-        """Change some of COLUMNS for one model and return its row."""
+    async def set(
+        self,
+        name: str,
+        values: Mapping[str, Any],
+        action: str,
+        seen: Mapping[str, Any] | None = None,
+    ) -> Row:
+        """Change some of COLUMNS for one model and return its row.
+
+        `seen` holds columns as whoever changes them saw them; see `check_seen`.
+        """
         if not values or values.keys() - set(COLUMNS):
             raise TypeError("values must be some of COLUMNS")
-        return await self._postgres.transact(self._set, name, values, action)
+        return await self._postgres.transact(self._set, name, values, action, seen or {})
 
     async def _set(
-        self, connection: Connection, name: str, values: Mapping[str, Any], action: str
+        self,
+        connection: Connection,
+        name: str,
+        values: Mapping[str, Any],
+        action: str,
+        seen: Mapping[str, Any],
     ) -> Row:
+        await connection.execute(_LOCK, name)
         before = await connection.fetchrow(
             "SELECT * FROM gateway.models WHERE name = $1 FOR UPDATE", name
         )
+        check_seen(dict(before or UNSET), seen, values)
         columns = ", ".join(values)
         places = ", ".join(f"${place}" for place in range(2, len(values) + 2))
         changes = ", ".join(f"{column} = excluded.{column}" for column in values)

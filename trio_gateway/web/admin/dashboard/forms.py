@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from quart import request
 
 from trio_gateway.core.models import InvalidModelName, canonical
 from trio_gateway.services.account_rows import BIGGEST, Refused
+from trio_gateway.web.admin.dashboard.words import field_time
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from werkzeug.datastructures import MultiDict
 
-_WHOLE = re.compile(r"[0-9]{1,19}")
+    Reader = Callable[[], Any]
+
+_WHOLE = re.compile(r"[0-9]{1,19}|[0-9]{1,3}(?:([\s,_'])[0-9]{3})(?:\1[0-9]{3})*")
 _WEIGHT = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,3})?")
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
-_SPACES = re.compile(r"[\s\u00a0\u202f,_']")
+_SEPARATORS = re.compile(r"[^0-9]")
 OVERLAPS = {
     "0": timedelta(0),
     "1h": timedelta(hours=1),
@@ -26,6 +33,16 @@ OVERLAPS = {
     "7d": timedelta(days=7),
 }
 COUNTS = ("requests_per_minute", "tokens_per_minute", "budget")
+STALE = "The page does not say what it showed. Load the page again, and repeat the change"
+
+
+class Faults(Refused):
+    """Raised for a form with several faults; as an exception it is the first of them."""
+
+    def __init__(self, faults: list[Refused]) -> None:
+        """`faults` holds at least one."""
+        self.faults = faults
+        super().__init__(faults[0].message, faults[0].param)
 
 
 class Fields:
@@ -40,6 +57,29 @@ class Fields:
         """What to show again beside a fault; lists for `models`."""
         kept = {name: self._form[name] for name in self._form if name != "csrf"}
         return {**kept, "models": self._form.getlist("models")}
+
+    @property
+    def opened(self) -> dict[str, Any]:
+        """What the page showed of the row when the form was opened; see `changes`."""
+        try:
+            found = json.loads(self._form.get("opened", ""))
+            if found.get("expires_at") is not None:
+                found["expires_at"] = datetime.fromisoformat(found["expires_at"])
+        except (ValueError, TypeError, AttributeError):
+            raise Refused(STALE) from None
+        return dict(found)
+
+    def all(self, readers: Mapping[str, Reader]) -> dict[str, Any]:
+        """Return what each reader gives by its name. Raises Faults, all of them at once."""
+        values, faults = {}, []
+        for name, read in readers.items():
+            try:
+                values[name] = read()
+            except Refused as fault:
+                faults.append(fault)
+        if faults:
+            raise Faults(faults)
+        return values
 
     def text(self, name: str, most: int = 200) -> str:
         """Return a text on one line."""
@@ -60,14 +100,15 @@ class Fields:
         return value
 
     def whole(self, name: str, least: int = 0, most: int = BIGGEST) -> int | None:
-        """Return a whole number, None for an empty field; separators may stand between."""
-        value = _SPACES.sub("", self._form.get(name, ""))
+        """Return a whole number, None for an empty field; thousands may be set apart."""
+        value = self._form.get(name, "").strip()
         if not value:
             return None
-        if not _WHOLE.fullmatch(value) or not least <= int(value) <= most:
+        number = int(_SEPARATORS.sub("", value)) if _WHOLE.fullmatch(value) else -1
+        if not least <= number <= most:
             upto = f" to {most}" if most < BIGGEST else " or more"
             raise Refused(f"must be a whole number, {least}{upto}; leave it empty for none", name)
-        return int(value)
+        return number
 
     def needed(self, name: str, least: int = 1, most: int = BIGGEST) -> int:
         """Return a whole number that may not be left out."""
@@ -76,11 +117,16 @@ class Fields:
             raise Refused("is needed", name)
         return value
 
-    def instant(self, name: str) -> datetime | None:
-        """Return an instant in UTC, None for an empty field."""
+    def instant(self, name: str, shown: datetime | None = None) -> datetime | None:
+        """Return an instant in UTC, None for an empty field.
+
+        The field shows minutes: untouched it is the instant that was `shown`, to its fraction.
+        """
         value = self._form.get(name, "").strip()
         if not value:
             return None
+        if shown is not None and value == field_time(shown):
+            return shown
         try:
             return datetime.fromisoformat(value).replace(tzinfo=UTC)
         except ValueError:
@@ -132,18 +178,24 @@ class Fields:
 
     def extension(self) -> tuple[int, datetime]:
         """Return by how many tokens a budget is increased, and until when."""
-        until = self.instant("until")
-        if until is None:
-            raise Refused("is needed", "until")
-        return self.needed("tokens"), until
+        found = self.all(
+            {"tokens": partial(self.needed, "tokens"), "until": partial(self._until, "until")}
+        )
+        return found["tokens"], found["until"]
 
-    def limits(self) -> dict[str, Any]:
-        """Return what a tenant and a key have in common."""
+    def limits(self) -> dict[str, Reader]:
+        """Return readers of what a tenant and a key have in common."""
         return {
-            **{name: self.whole(name) for name in COUNTS},
-            "budget_period": self.choice("budget_period", {"day", "month", "total"}),
-            "max_output_tokens": self.whole("max_output_tokens", 1),
+            **{name: partial(self.whole, name) for name in COUNTS},
+            "budget_period": partial(self.choice, "budget_period", {"day", "month", "total"}),
+            "max_output_tokens": partial(self.whole, "max_output_tokens", 1),
         }
+
+    def _until(self, name: str) -> datetime:
+        value = self.instant(name)
+        if value is None:
+            raise Refused("is needed", name)
+        return value
 
 
 async def fields() -> Fields:

@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Any
 from quart import Blueprint, Response, request
 
 from trio_gateway.core.officers import Role
-from trio_gateway.services.account_rows import Refused
+from trio_gateway.services.account_rows import Overtaken, Refused
 from trio_gateway.services.catalog import discovered
+from trio_gateway.services.keyring import COLUMNS
+from trio_gateway.web.admin.dashboard.changes import changes, noted, told
 from trio_gateway.web.admin.dashboard.forms import OVERLAPS, Fields, fields
+from trio_gateway.web.admin.dashboard.questions import NONE, Answer, answered
 from trio_gateway.web.admin.dashboard.shell import books, done, page
 from trio_gateway.web.admin.dashboard.together import REDIS, together
 from trio_gateway.web.admin.guard import require
 from trio_gateway.web.admin.office import office
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from trio_gateway.services.account_rows import Row
 
 ACTS = 10  # of the latest, on a key's page
@@ -33,7 +38,7 @@ async def create(tenant_id: str) -> Response:
         return await _form(tenant, None, {"budget_period": "month"})
     form = await fields()
     try:
-        row = await books().keyring.issue(tenant["id"], _values(form))
+        row = await books().keyring.issue(tenant["id"], form.all(_readers(form)))
     except Refused as error:
         return await _form(tenant, None, form.written, error)
     return await _once(row, tenant, "The key is made")
@@ -42,12 +47,18 @@ async def create(tenant_id: str) -> Response:
 @blueprint.get("/keys/<key_id>")
 async def show(key_id: str) -> Response:
     """Show a key; never the key itself."""
+    return await _page(key_id)
+
+
+async def _page(key_id: str, answer: Answer = NONE) -> Response:
     row = await books().keyring.show(key_id)
     tenant = await books().accounts.show(row["tenant_id"])
     acts = await books().reports.acts(None, ACTS, None, row["id"])
     reasons = [act["after"].get("reason") for act in acts if act["action"] == "key.revoke"]
     return await page(
         "key.html",
+        answer.status,
+        answer=answer,
         key=row,
         tenant=tenant,
         acts=acts,
@@ -63,43 +74,65 @@ async def edit(key_id: str) -> Response:
     row = await books().keyring.show(key_id)
     tenant = await books().accounts.show(row["tenant_id"])
     if request.method == "GET":
-        return await _form(tenant, row, row)
+        return await _form(tenant, row, noted(row, COLUMNS))
     form = await fields()
     try:
-        await books().keyring.update(row["id"], _values(form))
+        opened = form.opened
+        wanted = changes(opened, form.all(_readers(form, opened.get("expires_at"))))
+        if wanted.values:
+            await books().keyring.update(row["id"], wanted.values, seen=wanted.seen)
+    except Overtaken as error:
+        row = await books().keyring.show(row["id"])
+        mine = noted(row, COLUMNS) | wanted.values
+        return await _form(tenant, row, mine, await told(error, row["id"], row, wanted), 409)
     except Refused as error:
         return await _form(tenant, row, form.written, error)
-    return done("key.update", f"/keys/{row['id']}")
+    return done("key.update" if wanted.values else "nothing", f"/keys/{row['id']}")
 
 
 @blueprint.post("/keys/<key_id>/rotate")
 async def rotate(key_id: str) -> Response:
     """Give the key a new secret and show it, this once."""
-    row = await books().keyring.rotate(key_id, (await fields()).overlap())
-    tenant = await books().accounts.show(row["tenant_id"])
-    return await _once(row, tenant, "The key has a new secret")
+
+    async def rotated(form: Fields) -> Response:
+        row = await books().keyring.rotate(key_id, form.overlap())
+        tenant = await books().accounts.show(row["tenant_id"])
+        return await _once(row, tenant, "The key has a new secret")
+
+    return await answered(rotated, partial(_page, key_id))
 
 
 @blueprint.post("/keys/<key_id>/revoke")
 async def revoke(key_id: str) -> Response:
     """End the key for good."""
-    row = await books().keyring.revoke(key_id, reason=(await fields()).text("reason"))
-    return done("key.revoke", f"/keys/{row['id']}")
+
+    async def revoked(form: Fields) -> Response:
+        row = await books().keyring.revoke(key_id, reason=form.text("reason"))
+        return done("key.revoke", f"/keys/{row['id']}")
+
+    return await answered(revoked, partial(_page, key_id))
 
 
 @blueprint.post("/keys/<key_id>/<any(disable,enable):act>")
 async def switch(key_id: str, act: str) -> Response:
     """Refuse the key for now, or take it again."""
-    row = await getattr(books().keyring, act)(key_id)
-    return done(f"key.{act}", f"/keys/{row['id']}")
+
+    async def switched(_: Fields) -> Response:
+        row = await getattr(books().keyring, act)(key_id)
+        return done(f"key.{act}", f"/keys/{row['id']}")
+
+    return await answered(switched, partial(_page, key_id))
 
 
 @blueprint.post("/keys/<key_id>/extend")
 async def extend(key_id: str) -> Response:
     """Add tokens to the key's budget until an instant."""
-    tokens, until = (await fields()).extension()
-    row = await books().keyring.extend(key_id, tokens, until)
-    return done("key.extend", f"/keys/{row['id']}")
+
+    async def extended(form: Fields) -> Response:
+        row = await books().keyring.extend(key_id, *form.extension())
+        return done("key.extend", f"/keys/{row['id']}")
+
+    return await answered(extended, partial(_page, key_id))
 
 
 @blueprint.post("/keys/<key_id>/end-extension")
@@ -109,12 +142,12 @@ async def end_extension(key_id: str) -> Response:
     return done("key.end_extension", f"/keys/{row['id']}")
 
 
-def _values(form: Fields) -> dict[str, Any]:
+def _readers(form: Fields, expires_at: datetime | None = None) -> dict[str, Any]:
     return {
         **form.limits(),
-        "name": form.text("name"),
-        "models": form.granted(),
-        "expires_at": form.instant("expires_at"),
+        "name": partial(form.text, "name"),
+        "models": form.granted,
+        "expires_at": partial(form.instant, "expires_at", expires_at),
     }
 
 
@@ -132,7 +165,11 @@ async def _once(row: Row, tenant: Row, title: str) -> Response:
 
 
 async def _form(
-    tenant: Row, row: Row | None, values: Any, error: Refused | None = None
+    tenant: Row,
+    row: Row | None,
+    values: dict[str, Any],
+    error: Refused | None = None,
+    status: int = 400,
 ) -> Response:
     allowed = set(tenant["models"])
     if tenant["all_models"]:
@@ -141,7 +178,7 @@ async def _form(
     ticked = set(values.get("models") or ())
     return await page(
         "key_form.html",
-        400 if error else 200,
+        status if error else 200,
         tenant=tenant,
         key=row,
         values=values,

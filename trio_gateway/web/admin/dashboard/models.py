@@ -9,16 +9,16 @@ from quart import Blueprint, Response, request
 
 from trio_gateway.core.models import is_cloud
 from trio_gateway.core.officers import Role
-from trio_gateway.services.account_rows import Refused
+from trio_gateway.services.account_rows import Overtaken, Refused
 from trio_gateway.services.catalog import discovered
-from trio_gateway.web.admin.dashboard.forms import fields
+from trio_gateway.services.policies import COLUMNS, UNSET
+from trio_gateway.web.admin.dashboard.changes import changes, noted, told
+from trio_gateway.web.admin.dashboard.forms import Fields, fields
 from trio_gateway.web.admin.dashboard.paging import argument
 from trio_gateway.web.admin.dashboard.shell import books, done, page
 from trio_gateway.web.admin.dashboard.together import POSTGRES, REDIS, together
 from trio_gateway.web.admin.guard import require
 from trio_gateway.web.admin.office import office
-
-UNSET: dict[str, Any] = {"blocked": False, "milli_weight": 1000, "num_ctx": None, "digest": None}
 
 blueprint = Blueprint("models", __name__)
 
@@ -32,27 +32,24 @@ async def listing() -> Response:
 
 @blueprint.route("/models/edit", methods=["GET", "POST"])
 async def edit() -> Response:
-    """Show one model's policy, or change it: all of it, or nothing."""
+    """Show one model's policy, or change it."""
     require(Role.ADMIN)
     if request.method == "GET":
-        name = argument("name")
-        rows, _ = await _rows()
-        row = next((each for each in rows if each["name"] == name), {"name": name, **UNSET})
-        return await page("model_form.html", model=row, values=row, error=None)
+        row = await _row(argument("name"))
+        return await _form(row, noted(row, COLUMNS))
     form = await fields()
     try:
         name = form.model("name")
-        values = {
-            "blocked": form.wanted("blocked"),
-            "milli_weight": form.weight("weight"),
-            "num_ctx": form.whole("num_ctx", 1, 2**31 - 1),
-            "digest": form.digest("digest"),
-        }
+        wanted = changes(form.opened, form.all(_readers(form)))
+        if wanted.values:
+            await books().models.set(name, wanted.values, "model.update", wanted.seen)
+    except Overtaken as error:
+        row = await _row(name)
+        mine = noted(row, COLUMNS) | wanted.values
+        return await _form(row, mine, await told(error, name, row, wanted), 409)
     except Refused as error:
-        row = {"name": form.written.get("name", ""), **UNSET}
-        return await page("model_form.html", 400, model=row, values=form.written, error=error)
-    await books().models.set(name, values, "model.update")
-    return done("model.change", "/models")
+        return await _form(await _row(form.written.get("name", "")), form.written, error)
+    return done("model.change" if wanted.values else "nothing", "/models")
 
 
 @blueprint.post("/models/<any(block,unblock):act>")
@@ -61,6 +58,27 @@ async def switch(act: str) -> Response:
     name = (await fields()).model("name")
     await books().models.set(name, {"blocked": act == "block"}, f"model.{act}")
     return done("model.change", "/models")
+
+
+def _readers(form: Fields) -> dict[str, Any]:
+    return {
+        "blocked": partial(form.wanted, "blocked"),
+        "milli_weight": partial(form.weight, "weight"),
+        "num_ctx": partial(form.whole, "num_ctx", 1, 2**31 - 1),
+        "digest": partial(form.digest, "digest"),
+    }
+
+
+async def _form(
+    row: dict[str, Any], values: dict[str, Any], error: Refused | None = None, status: int = 400
+) -> Response:
+    status = status if error else 200
+    return await page("model_form.html", status, model=row, values=values, error=error)
+
+
+async def _row(name: str) -> dict[str, Any]:
+    rows, _ = await _rows()
+    return next((row for row in rows if row["name"] == name), {"name": name, **UNSET})
 
 
 async def _rows() -> tuple[list[dict[str, Any]], list[str]]:

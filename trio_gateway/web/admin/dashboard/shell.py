@@ -27,6 +27,7 @@ THEME = "tg-theme"  # cookie
 NOTE = "tg-note"  # cookie: what was just done
 NOTE_LIFE = 60  # seconds
 NOTES = {
+    "nothing": "Nothing was changed: the form was as it had been opened.",
     "tenant.create": "The tenant is there. Now it needs a key.",
     "tenant.update": "The tenant is changed. Limits hold from the next call on.",
     "tenant.extend": "The budget is increased.",
