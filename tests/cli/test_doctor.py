@@ -10,7 +10,7 @@ import redis
 import trio
 
 from tests.cli.sickroom import found_by, ollama, report, silence, state_of
-from trio_gateway.cli.check_bounds import within
+from trio_gateway.cli.check_bounds import checked
 from trio_gateway.cli.finding import clock, ok
 from trio_gateway.clients.blobs import open_blobs
 from trio_gateway.clients.bridge import open_bridge
@@ -185,10 +185,10 @@ async def test_the_text_of_an_unforeseen_error_is_not_shown():
     async def fine():
         return [ok("it", "is")]
 
-    (finding,) = await within("it", broken)
+    (finding,) = await checked("it", broken)
     assert (finding.state, "RuntimeError" in finding.detail) == ("fail", True)
     assert "hidden" not in str(finding)
-    assert await within("it", fine) == [ok("it", "is")]
+    assert await checked("it", fine) == [ok("it", "is")]
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-import trio
-
 from trio_gateway.cli.finding import Finding, fail
+from trio_gateway.clients.at_once import at_once
+from trio_gateway.clients.postgres import Overdue, within
 from trio_gateway.core.causes import first_of
 
 if TYPE_CHECKING:
@@ -17,15 +18,15 @@ if TYPE_CHECKING:
 LIMIT = 3.0  # seconds for one check
 
 
-async def within(check: str, look: Look, where: str = "") -> list[Finding]:
+async def checked(check: str, look: Look, where: str = "") -> list[Finding]:
     """Return what `look` finds, or one failure where it takes too long (`where`) or breaks.
 
     Nothing of an error's text is shown: drivers quote addresses and statements.
     """
     try:
-        with trio.fail_after(LIMIT):
+        with within(LIMIT):
             return await look()
-    except trio.TooSlowError:
+    except Overdue:
         advice = "Look at the network between here and there, and at the load of the other side."
         at = f" at {where}" if where else ""
         return [fail(check, f"no answer{at} within {LIMIT:g} seconds", advice)]
@@ -35,14 +36,6 @@ async def within(check: str, look: Look, where: str = "") -> list[Finding]:
         return [fail(check, f"could not be looked at ({name})", advice)]
 
 
-async def together(looks: Mapping[str, Look]) -> dict[str, list[Finding]]:
+async def all_checked(looks: Mapping[str, Look]) -> dict[str, list[Finding]]:
     """Run checks by their names, all at once, and return what each found in the same order."""
-    found: dict[str, list[Finding]] = {name: [] for name in looks}
-
-    async def run(name: str, look: Look) -> None:
-        found[name] = await within(name, look)
-
-    async with trio.open_nursery() as nursery:
-        for name, look in looks.items():
-            nursery.start_soon(run, name, look)
-    return found
+    return await at_once({name: partial(checked, name, look) for name, look in looks.items()})

@@ -13,7 +13,7 @@ from trio_gateway import datadir
 from trio_gateway.cli.addresses import find
 from trio_gateway.cli.check_access import check_access, check_provider
 from trio_gateway.cli.check_blobs import check_blobs
-from trio_gateway.cli.check_bounds import together, within
+from trio_gateway.cli.check_bounds import all_checked, checked
 from trio_gateway.cli.check_exposure import check_exposure, own_addresses
 from trio_gateway.cli.check_machine import check_disk, check_scratch
 from trio_gateway.cli.check_ollama import ask, judge, place_of
@@ -150,13 +150,13 @@ class Examination:
             reached, self._connections = True, server.connections
             return [*server.findings]
 
-        self._add("PostgreSQL", await within("postgres", look, place(url)))
+        self._add("PostgreSQL", await checked("postgres", look, place(url)))
         return reached
 
     async def _database(self, bridge: Bridge, postgres: Postgres) -> None:
         given = self._given
         listen = given.database_listen_url
-        migrated = await within("migrations", partial(check_migrations, postgres))
+        migrated = await checked("migrations", partial(check_migrations, postgres))
         looks = {
             "postgres pooler": partial(check_pooler, bridge, postgres, listen),
             "notifications": partial(
@@ -171,7 +171,7 @@ class Examination:
                 "admins": partial(check_admins, postgres, others=others),
                 "blobs": partial(check_blobs, postgres, self._addresses),
             }
-        found = await together(looks)
+        found = await all_checked(looks)
         self._add("Admin listener", found.pop("admins", []))
         self._add("Files", found.pop("blobs", []))
         self._add("PostgreSQL", [*migrated, *_joined(found)])
@@ -187,8 +187,8 @@ class Examination:
             self._memory = await check_redis(url)
             return [*self._memory.findings]
 
-        watched = await within("redis sentinels", partial(check_sentinels, url), place(url))
-        self._add("Redis", [*watched, *await within("redis", look, place(url))])
+        watched = await checked("redis sentinels", partial(check_sentinels, url), place(url))
+        self._add("Redis", [*watched, *await checked("redis", look, place(url))])
 
     async def _ollamas(self) -> None:
         own, urls = own_addresses(), self._given.backends
@@ -200,7 +200,7 @@ class Examination:
             for url in urls:
                 nursery.start_soon(version, url)
             looks = {f"exposure {place_of(url)}": partial(check_exposure, url, own) for url in urls}
-            found = await together(looks)
+            found = await all_checked(looks)
         self._add("Ollama", _joined(found))
 
     def _judge_ollamas(self) -> None:
@@ -210,16 +210,16 @@ class Examination:
         self._found["Ollama"][:0] = told
 
     async def _provider(self) -> None:
-        found = await within("oidc", partial(check_provider, self._given))
+        found = await checked("oidc", partial(check_provider, self._given))
         self._add("Admin listener", found)
 
     async def _workers(self) -> None:
         reports = self._memory.reports
         if reports is not None:
-            self._add("Workers", await within("workers", partial(self._reported, reports)))
+            self._add("Workers", await checked("workers", partial(self._reported, reports)))
         pids = pids_here(reports or (), self._supervisor)
         workers = [pid for pid in pids if pid != self._supervisor]
-        found = await within("public listener", partial(check_listeners, workers))
+        found = await checked("public listener", partial(check_listeners, workers))
         self._add("Workers", found)
         self._add("This machine", [check_files(pids, wanted_files(self._given))])
 

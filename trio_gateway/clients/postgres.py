@@ -194,11 +194,11 @@ async def _left(operation: Callable[..., Coroutine[Any, Any, T]], *args: Any) ->
 
 async def _ended(
     operation: Callable[..., Coroutine[Any, Any, T]], *args: Any
-) -> tuple[T | None, BaseException | None]:
+) -> tuple[T | None, Exception | None]:
     """Return how it ended: the loop raises a failure that nobody waits for."""
     try:
         return await operation(*args), None
-    except BaseException as error:  # noqa: BLE001 - raised above, while somebody waits
+    except Exception as error:  # noqa: BLE001 - raised above, while somebody waits
         return None, error
 
 

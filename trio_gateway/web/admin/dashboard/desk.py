@@ -7,17 +7,15 @@ a page of ours as its origin, and the role `admin`, but for what concerns the se
 from __future__ import annotations
 
 import hmac
-from functools import partial
 from typing import TYPE_CHECKING, cast
 from urllib.parse import quote, urlsplit
 
 from quart import Blueprint, g, redirect, request
 
-from trio_gateway.clients.postgres import NotMigrated
+from trio_gateway.clients.postgres import NotMigrated, within
 from trio_gateway.core.errors import CallerError, StoreUnavailable
 from trio_gateway.core.officers import Role
 from trio_gateway.web.admin.cookies import session_secret
-from trio_gateway.web.admin.dashboard.bounded import within
 from trio_gateway.web.admin.dashboard.proven import proven
 from trio_gateway.web.admin.dashboard.words import FILTERS
 from trio_gateway.web.admin.guard import READING, require
@@ -114,7 +112,8 @@ async def known(secret: str, *, seen: bool) -> Session | None:
     The health page is shown while PostgreSQL is away, to whoever was proven shortly before.
     """
     try:
-        session = await within(PATIENCE, partial(office().sessions.find, secret, seen=seen))
+        with within(PATIENCE):
+            session = await office().sessions.find(secret, seen=seen)
     except NotMigrated:
         raise
     except StoreUnavailable:

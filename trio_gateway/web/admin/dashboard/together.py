@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import trio
-
-from trio_gateway.clients.postgres import NotMigrated
+from trio_gateway.clients.at_once import at_once
+from trio_gateway.clients.postgres import NotMigrated, within
 from trio_gateway.core.errors import StoreUnavailable
-from trio_gateway.web.admin.dashboard.bounded import within
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -22,21 +21,15 @@ REDIS = "Redis"
 
 async def together(**reads: Read) -> tuple[dict[str, Any], list[str]]:
     """Return what each `(store, read)` gave, None where its store is away, and what is missing."""
-    found: dict[str, Any] = dict.fromkeys(reads)
     missing: set[str] = set()
 
-    async def one(name: str, store: str, read: Callable[[], Awaitable[Any]]) -> None:
+    async def one(store: str, read: Callable[[], Awaitable[Any]]) -> Any:
         try:
-            found[name] = await within(PATIENCE, read)
+            with within(PATIENCE):
+                return await read()
         except (StoreUnavailable, NotMigrated):
             missing.add(store)
+        return None
 
-    try:
-        async with trio.open_nursery() as nursery:
-            for name, (store, read) in reads.items():
-                nursery.start_soon(one, name, store, read)
-    except BaseExceptionGroup as group:
-        if len(group.exceptions) == 1:
-            raise group.exceptions[0] from None  # noqa: ASYNC123 - a page asks for the error itself
-        raise
+    found = await at_once({name: partial(one, *each) for name, each in reads.items()})
     return found, sorted(missing)
