@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from tests.cli.sickroom import LIFE
-from trio_gateway.cli import check_workers
+from trio_gateway.cli import check_bounds, check_workers
 from trio_gateway.cli.main import main
+
+PATIENCE = 30.0  # seconds for one check of the doctor's, where it does get an answer
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> Run:
 @pytest.fixture
 def cli(bare: Run, database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run commands on a fresh installation."""
+    monkeypatch.setattr(check_bounds, "LIMIT", PATIENCE)
     monkeypatch.setenv("DATABASE_URL", database)
     monkeypatch.setenv("REDIS_URL", redis_url)
     return bare

@@ -246,7 +246,7 @@ async def test_what_was_there_stays_until_the_answers_are_whole(world, command, 
     """A copy that fails in the end leaves the older file, and no piece of itself."""
     output = questions.with_name("out")
     output.write_text("kept")
-    world.sim.play(Script(head_delay=60))
+    world.sim.play(Script(head_delay=600))
     ended = []
 
     async def run():
@@ -294,7 +294,7 @@ async def test_a_folder_of_another_user_is_not_written_to(world, command, questi
 
 async def test_a_cancelled_batch_leaves_what_was_answered(world, command, questions):
     """Exit 1, and both files are written."""
-    world.sim.play(Script(times=1), Script(head_delay=60))
+    world.sim.play(Script(times=1), Script(head_delay=600))
     ended = []
 
     async def run():

@@ -10,6 +10,7 @@ import redis
 import trio
 
 from tests.cli.sickroom import found_by, ollama, report, silence, state_of
+from trio_gateway.cli import check_bounds
 from trio_gateway.cli.check_bounds import checked
 from trio_gateway.cli.finding import clock, ok
 from trio_gateway.clients.blobs import open_blobs
@@ -17,6 +18,7 @@ from trio_gateway.clients.bridge import open_bridge
 from trio_gateway.clients.postgres import open_postgres, run_once
 from trio_gateway.services.files.marker import check_marker
 
+BOUND = check_bounds.LIMIT  # seconds, as the doctor itself has it
 GOOD = {
     "settings": "ok",
     "postgres": "ok",
@@ -147,6 +149,7 @@ def test_everything_silent_ends_in_time_without_a_secret(bare, monkeypatch):
 
 def test_a_silent_bucket_ends_in_time(cli, database, monkeypatch):
     """The blob store's own patience is longer than the doctor's."""
+    monkeypatch.setattr(check_bounds, "LIMIT", BOUND)
     with silence() as port:
         monkeypatch.setenv("TRIO_GATEWAY_BLOB_URL", "s3://bucket/prefix")
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")

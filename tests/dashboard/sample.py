@@ -74,7 +74,7 @@ async def busy(world: World, keys: dict[str, Any], calls: int = 6) -> AsyncItera
             name = names[number % len(names)]
             nursery.start_soon(_hold, world, keys[name], MODELS[number % 3])
         batch_id = await _batch(world, keys["docs-search"])
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while len(world.gateway.live) < calls:  # noqa: ASYNC110
                 await trio.sleep(0.05)
         yield batch_id

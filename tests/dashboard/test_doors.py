@@ -9,7 +9,7 @@ from tests.dashboard.visitor import visiting
 from trio_gateway.web.admin.dashboard.desk import OPEN, OWN, POLICY
 
 SPECIAL = {"dashboard.events.events", "dashboard.static"}
-EXPORTS = {"dashboard.usage.sums", "dashboard.ledger.send"}
+EXPORTS = {"dashboard.usage.sums", "dashboard.ledger.send", "dashboard.audit.send"}
 COUNTS = (
     "SELECT (SELECT count(*) FROM gateway.admin_events WHERE action <> 'admin.login') AS acts,"
     " (SELECT count(*) FROM gateway.tenants) AS tenants,"
