@@ -47,6 +47,9 @@ def test_usage_is_summed_by_model_key_and_day(cli, database):
     assert "completed 1" in cli("usage").out
     assert cli("usage", "--since", "2099-01-01", "--json").json == []
     cli("usage", "--key", "ghost").refused("there is no key 'ghost'")
+    for args in (["usage"], ["audit"], ["audit", "--acts"], ["notices"]):
+        for when in ("0001-01-01", "0001-01-01T00:00+05:00", "9999-12-31"):
+            cli(*args, "--since", when).refused("--since: must be a time from 1970")
 
 
 def test_audit_lists_refusals_and_acts(cli, database):

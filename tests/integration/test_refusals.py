@@ -42,7 +42,8 @@ async def refused_keys(world):
     """Return keys that are not honoured, by the reason."""
     secret = await secret_of(world)
     past = datetime.now(UTC) - timedelta(seconds=1)
-    expired = await world.keyring.issue("acme", {"expires_at": past})
+    expired = await world.keyring.issue("acme", {})
+    await world.keyring.update(expired["id"], {"expires_at": past})
     disabled = await world.keyring.issue("acme", {})
     await world.keyring.disable(disabled["id"])
     revoked = await world.keyring.issue("acme", {})

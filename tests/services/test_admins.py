@@ -11,7 +11,7 @@ from trio_gateway.clients.bridge import open_bridge
 from trio_gateway.clients.postgres import open_postgres
 from trio_gateway.core.errors import StoreUnavailable
 from trio_gateway.core.officers import Officer, Role, lookup_of
-from trio_gateway.services.account_rows import NotFound, Refused
+from trio_gateway.services.account_rows import NotFound, Refused, Unfit
 from trio_gateway.services.admins import AdminBook, Admins
 from trio_gateway.services.logins import ACCOUNT_MOST, CLIENT_MOST, Logins
 from trio_gateway.services.secrets import Secrets
@@ -69,12 +69,13 @@ async def test_a_change_holds_from_the_next_request_on(book, admins, act):
     assert await admins.prove(token) is None
 
 
-async def test_a_role_changes_at_once_and_an_expired_admin_is_none(book, admins):
+async def test_a_role_changes_at_once_and_an_expired_admin_is_none(book, admins, postgres):
     """Assigned down, the same token reads only; past its end it is nothing."""
     token = (await book.create("ada", "admin"))["token"]
     await book.assign("ada", "viewer")
     assert (await admins.prove(token)).role is Role.VIEWER
-    over = await book.create("bob", "admin", datetime.now(UTC) - timedelta(seconds=1))
+    over = await book.create("bob", "admin", datetime.now(UTC) + timedelta(days=1))
+    await postgres.fetch("UPDATE gateway.admins SET expires_at = now() WHERE name = 'bob'")
     assert await admins.prove(over["token"]) is None
 
 
@@ -236,3 +237,16 @@ async def test_logins_wait_after_failures_of_an_account_or_an_address(postgres):
     assert await logins.wait("b", "10.0.0.1") > 0
     await postgres.fetch("UPDATE gateway.login_failures SET since = now() - interval '16 minutes'")
     assert await logins.wait("b", "10.0.0.1") == 0
+
+
+async def test_an_admin_is_not_over_when_it_is_made_or_rotated(book, postgres):
+    """A token that would be dead from birth is refused, and says which field is at fault."""
+    with pytest.raises(Refused) as caught:
+        await book.create("ada", "viewer", datetime.now(UTC))
+    assert caught.value.param == "expires_at"
+    assert await book.listing() == []
+    await book.create("ada", "viewer", datetime.now(UTC) + timedelta(days=1))
+    await postgres.fetch("UPDATE gateway.admins SET expires_at = now()")
+    with pytest.raises(Unfit) as caught:
+        await book.rotate("ada")
+    assert caught.value.param == "admin"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from trio_gateway.cli.door import work
 from trio_gateway.cli.options import Instant, Lifted, examples, target_options
-from trio_gateway.cli.show import note, show_done, show_json, show_row, show_rows
+from trio_gateway.cli.show import show_done, show_json, show_row, show_rows
 
 if TYPE_CHECKING:
     from trio_gateway.cli.options import Target
@@ -51,8 +51,6 @@ def create(name: str, role: str, expires_at: datetime | Lifted | None, target: T
     until = expires_at if isinstance(expires_at, datetime) else None
     row = work(target, lambda desk: desk.admins.create(name, role, until))
     show_token(row, f"Token of {row['name']} ({row['role']}):", as_json=target.as_json)
-    if until is not None and until <= datetime.now(UTC):
-        note("it has expired already")
 
 
 @admin.command(name="list", epilog=examples("admin list", "admin list --json"))

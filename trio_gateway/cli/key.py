@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,7 +18,7 @@ from trio_gateway.cli.options import (
     limit_options,
     target_options,
 )
-from trio_gateway.cli.show import note, note_if_cut, show_done, show_json, show_row, show_rows
+from trio_gateway.cli.show import note_if_cut, show_done, show_json, show_row, show_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,8 +87,6 @@ def create(tenant: str, target: Target, **options: Any) -> None:
     values = values_of(options)
     row = work(target, lambda desk: desk.keyring.issue(tenant, values))
     show_secret(row, f"Key {row['id']} of tenant {row['tenant']}:", as_json=target.as_json)
-    if row["expires_at"] is not None and row["expires_at"] <= datetime.now(UTC):
-        note("it has expired already")
 
 
 @key.command(name="list", epilog=examples("key list --tenant acme", "key list --json"))

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ACTOR = "cli"
+# What is an argument in some place, so that no option of the name need be there.
+ARGUMENTS = {None, "name", "key", "admin", "webhook"}
+OPTIONS = {"expires_at": "expires"}  # where they are not called as their columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +98,10 @@ async def _open(addresses: Addresses, url: str) -> AsyncIterator[Desk]:
 def explained(error: BaseException, url: str) -> str | None:
     """Say in one sentence what went wrong; None for what was not foreseen."""
     if isinstance(error, Refused):
-        # the name is an argument in one place and an option in another
-        if error.param in {None, "name"} or isinstance(error, NotFound):
+        if error.param in ARGUMENTS or isinstance(error, NotFound):
             return str(error)
-        return f"--{str(error.param).replace('_', '-')}: {error}"
+        option = OPTIONS.get(str(error.param), str(error.param)).replace("_", "-")
+        return f"--{option}: {error}"
     if isinstance(error, NotMigrated):
         return str(error)
     if isinstance(error, Unstorable):

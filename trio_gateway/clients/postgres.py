@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import asyncpg
 import trio
 
+from trio_gateway.clients.instants import read_instant, write_instant
 from trio_gateway.core.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -224,7 +225,23 @@ async def _create_pool(dsn: str, size: int) -> asyncpg.Pool[asyncpg.Record]:
     if not dsn.startswith(SCHEMES):
         raise ValueError  # the pool itself would look at it only when it connects
     return await asyncpg.create_pool(
-        dsn, min_size=0, max_size=size, timeout=CONNECT_LIMIT, command_timeout=COMMAND_LIMIT
+        dsn,
+        min_size=0,
+        max_size=size,
+        init=_read_instants,
+        timeout=CONNECT_LIMIT,
+        command_timeout=COMMAND_LIMIT,
+    )
+
+
+async def _read_instants(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    """Have every timestamptz be an instant in UTC, also where asyncpg knows none."""
+    await connection.set_type_codec(
+        "timestamptz",
+        schema="pg_catalog",
+        encoder=write_instant,
+        decoder=read_instant,
+        format="tuple",
     )
 
 

@@ -36,6 +36,7 @@ from trio_gateway.services.account_rows import (
     write_event,
 )
 from trio_gateway.services.admin_rows import ADMIN_NAME, LEGACY, find_admin, shown_admin
+from trio_gateway.services.instants import check_end
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -187,6 +188,7 @@ class AdminBook:
             )
         if role not in set(Role):
             raise Refused("must be admin, viewer or metrics", "role")
+        check_end(expires_at, "expires_at")
         token = new_token()
         encoded = await self._hashing.hash(token)
         values = {
@@ -213,11 +215,14 @@ class AdminBook:
         return await self._postgres.run(find_admin, name)
 
     async def rotate(self, name: str) -> Row:
-        """Give an admin a new token; the old one, and its sessions, end at once."""
+        """Give an admin a new token; the old one, and its sessions, end at once.
+
+        One whose time is over is refused: the new token would be dead as well.
+        """
         token = new_token()
         encoded = await self._hashing.hash(token)
         values = {"lookup": lookup_of(token), "hash": encoded}
-        row = await self._postgres.transact(self._update, name, "admin.rotate", values)
+        row = await self._postgres.transact(self._rotate, name, values)
         return {**row, "token": token}
 
     async def assign(self, name: str, role: str) -> Row:
@@ -252,6 +257,12 @@ class AdminBook:
         after = await find_admin(connection, before["id"])
         await self._write(connection, action, before, after)
         return after
+
+    async def _rotate(self, connection: Connection, name: str, values: Row) -> Row:
+        row = await find_admin(connection, name, lock=True)
+        if row["state"] == "expired":
+            raise Unfit("the admin has expired; give it another expiry first", "admin")
+        return await self._update(connection, row["id"], "admin.rotate", values)
 
     async def _switch(self, connection: Connection, name: str, action: str) -> Row:
         off = action == "admin.disable"

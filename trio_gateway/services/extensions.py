@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from trio_gateway.services.account_rows import BIGGEST, Refused, Row
+from trio_gateway.services.instants import check_instant
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,8 +35,7 @@ async def extension(
             raise Refused("must be longer than nothing and at most a hundred years", "until")
         end = await connection.fetchval("SELECT now() + $1", until)
     else:
-        if until.tzinfo is None:
-            raise Refused("must say its time zone", "until")
+        check_instant(until, "until")
         end = until
         if not await connection.fetchval("SELECT $1::timestamptz > now()", end):
             raise Refused("must be in the future", "until")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from trio_gateway.core.keys import last4, new_key, parse_key
@@ -24,13 +25,14 @@ from trio_gateway.services.account_rows import (
     write_event,
 )
 from trio_gateway.services.extensions import ENDED, extension
+from trio_gateway.services.instants import check_end, check_instant
 from trio_gateway.services.key_rows import SELECT, page
 from trio_gateway.services.secrets import Secrets
 from trio_gateway.services.tenant_rows import LIMITS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime, timedelta
+    from datetime import timedelta
 
     from trio_gateway.clients.postgres import Connection, Postgres
     from trio_gateway.core.keys import NewKey
@@ -65,6 +67,7 @@ class Keyring:
     async def issue(self, tenant: str, values: Mapping[str, Any]) -> Row:
         """Make a key; `values` holds some of COLUMNS. `key` in the answer is seen this once."""
         _check(values)
+        check_end(values.get("expires_at"), "expires_at")
         key = new_key(self._installation_secret)
         encoded = await self._hashing.hash(key.secret)
         row = await self._postgres.transact(self._issue, tenant, key, encoded, values)
@@ -96,7 +99,8 @@ class Keyring:
     ) -> Row:
         """Change some of COLUMNS; of a revoked key the name alone can be.
 
-        `seen` holds columns as whoever changes them saw them; see `check_seen`.
+        An expiry in the past ends the key now. `seen` holds columns as whoever changes them saw
+        them; see `check_seen`.
         """
         _check(values)
         return await self._postgres.transact(self._update, name, tenant, "key.update", values, seen)
@@ -130,7 +134,8 @@ class Keyring:
     async def rotate(self, name: str, overlap: timedelta, tenant: str | None = None) -> Row:
         """Give the key a new public id and secret; the replaced ones work for `overlap` more.
 
-        Id, limits and counters stay. Whatever an earlier rotation replaced ends at once.
+        Id, limits and counters stay. Whatever an earlier rotation replaced ends at once. A key
+        that is over is refused: so would be its new secret.
         """
         key = new_key(self._installation_secret)
         encoded = await self._hashing.hash(key.secret)
@@ -233,6 +238,8 @@ class Keyring:
     ) -> Row:
         before = await self._find(connection, *whose, lock=True)
         _check_usable(before)
+        if before["expires_at"] is not None and before["expires_at"] <= datetime.now(UTC):
+            raise Unfit("the key has expired; give it another expiry first", "key")
         replaced: Row = dict.fromkeys(
             ("previous_public_id", "previous_hash", "previous_expires_at")
         )
@@ -275,6 +282,7 @@ class Keyring:
 
 def _check(values: Mapping[str, Any]) -> None:
     check_values(values, COLUMNS)
+    check_instant(values.get("expires_at"), "expires_at")
     name = values.get("name", "")
     if len(name) > 200 or not name.isprintable():
         raise Refused("a key's name must be at most 200 printable characters", "name")
@@ -283,7 +291,7 @@ def _check(values: Mapping[str, Any]) -> None:
 def _check_usable(row: Mapping[str, Any]) -> None:
     """Raise Unfit for a key that is revoked: nothing brings it back."""
     if row["revoked_at"] is not None:
-        raise Unfit("the key is revoked; create another")
+        raise Unfit("the key is revoked; create another", "key")
 
 
 def _secret(key: NewKey, encoded: str) -> Row:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from trio_gateway.services.account_rows import Row, find_tenant, storable
+from trio_gateway.services.instants import check_instant
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -28,7 +29,7 @@ _SUMS = ("requests", "failures", "prompt_tokens", "completion_tokens", "charged_
 
 
 class Reports:
-    """Errors raised: NotFound, StoreUnavailable, NotMigrated."""
+    """Errors raised: Refused, NotFound, StoreUnavailable, NotMigrated."""
 
     def __init__(self, postgres: Postgres) -> None:
         """Nothing is read yet."""
@@ -46,6 +47,7 @@ class Reports:
         Each row has the group's columns (`model`, `outcome`, `day`, `tenant_id` and `tenant`, or
         `key_id`, `key` and `tenant`), five sums and `outcomes`, a count for each outcome seen.
         """
+        check_instant(since, "since")
         return await self._postgres.run(self._usage, by, tenant, key_id, since)
 
     async def refusals(
@@ -59,6 +61,7 @@ class Reports:
 
         `before` is the id that the last page ended with.
         """
+        check_instant(since, "since")
         return await self._postgres.run(self._refusals, since, tenant, limit, before)
 
     async def acts(
@@ -72,6 +75,7 @@ class Reports:
 
         `before` is the id that the last page ended with; `subject` is the id of what was changed.
         """
+        check_instant(since, "since")
         tests, values = _tests(
             ("at >= {}", since),
             ("id < {}", before),

@@ -33,8 +33,8 @@ SELECT k.*, {", ".join(f"t.{column} AS t_{column}" for column in _TENANT)},
     gateway.effective_budget(k.budget, k.budget_extra, k.budget_extra_until) AS effective_budget,
     gateway.effective_budget(t.budget, t.budget_extra, t.budget_extra_until) AS t_effective_budget,
     extract(epoch FROM least(
-        CASE WHEN k.budget_extra_until > now() THEN k.budget_extra_until END,
-        CASE WHEN t.budget_extra_until > now() THEN t.budget_extra_until END
+        CASE WHEN k.budget_extra_until > now() THEN nullif(k.budget_extra_until, 'infinity') END,
+        CASE WHEN t.budget_extra_until > now() THEN nullif(t.budget_extra_until, 'infinity') END
     ) - now())::float8 AS extension_left,
     {_STANDING} AS standing
 FROM gateway.api_keys k JOIN gateway.tenants t ON t.id = k.tenant_id

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from trio_gateway.services.account_rows import Refused, Row, storable
+from trio_gateway.services.instants import check_instant
 from trio_gateway.services.notices.messages import began
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class Notices:
         _check_limit(limit)
         if threshold not in {None, *THRESHOLDS}:
             raise Refused("must be 80 or 100", "threshold")
+        check_instant(since, "since")
         return await self._postgres.run(
             self._list, {"threshold": threshold, "since": since, "before": before}, tenant, limit
         )

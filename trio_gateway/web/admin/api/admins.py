@@ -85,7 +85,7 @@ async def assign_admin(admin: str, body: AdminChange) -> Any:
     return await books().admins.assign(admin, body.role)
 
 
-@section.post("/admins/<admin>/rotate", NewAdmin)
+@section.post("/admins/<admin>/rotate", NewAdmin, conflicts=True)
 async def rotate_admin(admin: str) -> Any:
     """Give an admin a new token, and show it once; the old one and its sessions end at once."""
     return await books().admins.rotate(admin)

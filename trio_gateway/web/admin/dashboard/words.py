@@ -125,7 +125,10 @@ FILTERS: dict[str, Any] = {
 
 def _utc(at: datetime | date | float) -> datetime:
     if isinstance(at, datetime):
-        return at.astimezone(UTC)
+        try:
+            return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
+        except OverflowError:  # within a day of the first or last year there is
+            return at.replace(tzinfo=UTC)
     if isinstance(at, date):
         return datetime(at.year, at.month, at.day, tzinfo=UTC)
     return datetime.fromtimestamp(at, UTC)
