@@ -132,3 +132,25 @@ async def test_acts_come_latest_first_with_before_and_after(books):
     assert created["after"]["name"] == "acme"
     assert await reports.acts(since=datetime.now(UTC) + timedelta(hours=1)) == []
     assert len(await reports.acts(limit=1)) == 1
+
+
+async def test_acts_are_narrowed_by_who_and_what(books, postgres):
+    """Together with each other and the rest; what was seen is listed once each, by name."""
+    reports, (tenant_id, key_id) = books
+    await Accounts(postgres, "eve").disable("acme")
+    await Accounts(postgres, "eve").enable("acme")
+    assert [act["action"] for act in await reports.acts(actor="eve")] == [
+        "tenant.enable",
+        "tenant.disable",
+    ]
+    (act,) = await reports.acts(actor="eve", action="tenant.disable", subject=tenant_id)
+    assert act["after"]["disabled_at"] is not None
+    assert await reports.acts(actor="eve", subject=key_id) == []
+    assert await reports.acts(actor="e\0e", action="\ud800") == []
+    assert await reports.actors() == ["eve", "test"]
+    assert await reports.actions() == [
+        "key.create",
+        "tenant.create",
+        "tenant.disable",
+        "tenant.enable",
+    ]

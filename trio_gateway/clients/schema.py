@@ -3,4 +3,4 @@
 Workers compare it at start-up; they need not load the migrations for that.
 """
 
-SCHEMA_VERSION = "0005"
+SCHEMA_VERSION = "0006"

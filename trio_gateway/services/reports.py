@@ -25,6 +25,16 @@ _GROUPS = {
     "outcome": ("outcome", "l.outcome"),
     "day": ("day", "to_char(l.started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD')"),
 }
+# From one value to the next by the column's index, however many rows have each.
+_SEEN = """
+WITH RECURSIVE found AS (
+    SELECT min({column}) AS seen FROM gateway.admin_events
+    UNION ALL
+    SELECT (SELECT min({column}) FROM gateway.admin_events WHERE {column} > found.seen)
+    FROM found WHERE found.seen IS NOT NULL
+)
+SELECT seen FROM found WHERE seen IS NOT NULL LIMIT 200
+"""
 _SUMS = ("requests", "failures", "prompt_tokens", "completion_tokens", "charged_tokens")
 
 
@@ -70,16 +80,21 @@ class Reports:
         limit: int = 100,
         before: int | None = None,
         subject: str | None = None,
+        *,
+        actor: str | None = None,
+        action: str | None = None,
     ) -> list[Row]:
         """Return what operators changed, the latest first, with the rows before and after.
 
-        `before` is the id that the last page ended with; `subject` is the id of what was changed.
+        `before` is the id that the last page ended with; `subject` is the id of what was changed,
+        `actor` who did it, such as `admin:eve`, and `action` what it was, such as `key.revoke`.
         """
+        equal = {"subject": subject, "actor": actor, "action": action}
         check_instant(since, "since")
         tests, values = _tests(
             ("at >= {}", since),
             ("id < {}", before),
-            ("subject = {}", None if subject is None else storable(subject)),
+            *((f"{name} = {{}}", text and storable(text)) for name, text in equal.items()),
         )
         rows = await self._postgres.fetch(
             f"SELECT * FROM gateway.admin_events WHERE {tests}"  # noqa: S608 - no text of others
@@ -88,6 +103,18 @@ class Reports:
         )
         return [{**row, "before": _parsed(row["before"]), "after": _parsed(row["after"])}
                 for row in rows]  # fmt: skip
+
+    async def actors(self) -> list[str]:
+        """Return who is on record as having changed something, by name: some, if there are many."""
+        return await self._seen("actor")
+
+    async def actions(self) -> list[str]:
+        """Return what is on record as having been done, by name."""
+        return await self._seen("action")
+
+    async def _seen(self, column: str) -> list[str]:
+        rows = await self._postgres.fetch(_SEEN.format(column=column))
+        return [row["seen"] for row in rows]
 
     async def _usage(
         self,

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quart import Blueprint, Response
 
+from trio_gateway.web.admin.api.audit import Act
+from trio_gateway.web.admin.api.exports import STEP, export
 from trio_gateway.web.admin.dashboard.named import names_of
 from trio_gateway.web.admin.dashboard.paging import PAGE, argument, number_in
 from trio_gateway.web.admin.dashboard.shell import books, page
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from trio_gateway.web.admin.api.exports import Format
 
 NOISE = frozenset({"updated_at", "effective_budget"})  # the second follows from others
 
@@ -20,16 +27,40 @@ blueprint = Blueprint("audit", __name__)
 @blueprint.get("/audit")
 async def acts() -> Response:
     """Show changes, the latest first."""
-    subject, before = argument("subject"), number_in("before")
-    rows = await books().reports.acts(None, PAGE + 1, before, subject or None)
+    asked, before, reports = _asked(), number_in("before"), books().reports
+    rows = await reports.acts(None, PAGE + 1, before, **asked)
+    actions = sorted({*await reports.actions(), asked.get("action", "")} - {""})
     return await page(
         "audit.html",
         rows=[{**row, "changes": changes(row["before"], row["after"])} for row in rows[:PAGE]],
         names=await _names(rows[:PAGE]),
-        subject=subject,
+        asked=asked,
+        actors=await reports.actors(),
+        actions=[("", "all"), *((each, each) for each in actions)],
         before=before,
         more=rows[PAGE - 1]["id"] if len(rows) > PAGE else None,
     )
+
+
+@blueprint.get("/audit.<any(csv,jsonl):kind>")
+async def send(kind: Format) -> Response:
+    """Send every change that is asked for, the latest first."""
+    return await export("audit", Act, kind, _pages(_asked()))
+
+
+async def _pages(asked: dict[str, str]) -> AsyncIterator[list[dict[str, Any]]]:
+    before = None
+    while True:
+        rows = await books().reports.acts(None, STEP, before, **asked)
+        yield rows
+        if len(rows) < STEP:
+            return
+        before = rows[-1]["id"]
+
+
+def _asked() -> dict[str, str]:
+    """Return what the address asks for, without what it leaves open."""
+    return {name: argument(name) for name in ("actor", "action", "subject") if argument(name)}
 
 
 @blueprint.get("/audit/refusals")
