@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from trio_gateway.core.batches import MOST_ERRORS, MOST_LINES, Line, LineError
 from trio_gateway.dialects.batch_input import Inspection, Rules, cannot_find
 from trio_gateway.dialects.batch_lines import BOM, LineSplitter, RawLine
+from trio_gateway.dialects.strict_json import MAX_MARKS
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 CONTENT: dict[str, dict[str, Any]] = {
@@ -556,3 +557,15 @@ def test_the_last_line_before_the_cap_does_not_pass_it():
     errors = inspection.verdict()
     assert (inspection.over, len(errors)) == (True, MOST_ERRORS)
     assert errors[-1].param == "custom_id"
+
+
+def test_a_line_of_too_many_pieces_is_refused_before_it_is_read():
+    """What a live call may not be made of, a line may not either."""
+    crowd = request(body={"model": "m", "messages": [[]] * MAX_MARKS})
+    text = orjson.dumps(crowd)
+    inspection = Inspection(Rules(CHAT, find, len(text)))
+    (raw,) = split(text, most=len(text))
+    assert inspection.check(raw) is None
+    (found,) = inspection.verdict()
+    assert (found.code, found.param, found.line) == ("invalid_request", None, 1)
+    assert found.message.startswith(f"This line holds more than {MAX_MARKS} objects")

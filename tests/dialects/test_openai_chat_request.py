@@ -9,6 +9,7 @@ import pytest
 
 from trio_gateway.core.errors import InvalidCall, ModelNotFound
 from trio_gateway.dialects import openai_chat
+from trio_gateway.dialects.strict_json import MAX_MARKS
 
 if TYPE_CHECKING:
     from trio_gateway.core.domain import Call
@@ -314,3 +315,24 @@ def test_logprobs_are_asked_for_with_their_alternatives() -> None:
     body = parse(logprobs=True, top_logprobs=4).body
     assert (body["logprobs"], body["top_logprobs"]) == (True, 4)
     assert "top_logprobs" not in parse(logprobs=True).body
+
+
+def test_arguments_of_all_calls_have_one_bound_together() -> None:
+    """Each is JSON of its own, and many that are allowed alone would be read for long."""
+    arguments = '{"a":[' + "[]," * (MAX_MARKS // 2) + "1]}"
+    calls = [{"id": f"c{at}", "function": {"name": "f", "arguments": arguments}} for at in range(4)]
+    asked = {"role": "assistant", "content": None, "tool_calls": calls[:1]}
+    assert len(messages(USER, asked)[1]["tool_calls"]) == 1
+    refused(
+        "messages[1].tool_calls[2].function.arguments",
+        messages=[USER, asked | {"tool_calls": calls}],
+    )
+
+
+def test_arguments_may_hold_long_texts() -> None:
+    """What stands in their strings is not counted."""
+    text = "if x: y = {1: [2]}\n" * 20_000
+    call = {"function": {"name": "f", "arguments": orjson.dumps({"text": text}).decode()}}
+    asked = {"role": "assistant", "content": None, "tool_calls": [call, call]}
+    (first, second) = messages(USER, asked)[1]["tool_calls"]
+    assert first["function"]["arguments"] == second["function"]["arguments"] == {"text": text}

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trio_gateway.core.errors import InvalidCall
-from trio_gateway.dialects.strict_json import MAX_DEPTH, parse_object, refuse_twins
+from trio_gateway.dialects.strict_json import (
+    MAX_DEPTH,
+    MAX_MARKS,
+    MAX_VALUES,
+    parse_object,
+    refuse_twins,
+)
 
 KNOWN = frozenset({"model", "stream", "messages", "options", "keep_alive"})
 
@@ -137,6 +143,43 @@ def test_many_brackets_side_by_side_are_not_nesting():
     """Breadth is no depth, and brackets in a text are no brackets."""
     body = orjson.dumps({"x": [[] for _ in range(500)], "model": "{[" * 500})
     assert len(parse_object(body, KNOWN)["x"]) == 500
+
+
+def crowd(item: bytes, count: int) -> bytes:
+    """Return a body with a list of so many items; it has two fields, an object and an array."""
+    return b'{"model":"m","x":[' + b",".join([item] * count) + b"]}"
+
+
+@pytest.mark.parametrize(
+    ("item", "most"),
+    [
+        (b"[]", MAX_MARKS - 4),
+        (b"{}", MAX_MARKS - 4),
+        (b'{"a":1}', (MAX_MARKS - 4) // 2),
+        (b"1", MAX_VALUES - 4),
+        (b'"\\\\\\"[{:,"', MAX_VALUES - 4),
+    ],
+)
+def test_a_body_of_too_many_pieces_is_refused(item, most):
+    """However short they are; what stands in a string is none."""
+    assert len(parse_object(crowd(item, most), KNOWN)["x"]) == most
+    with pytest.raises(InvalidCall, match="more than 131072 objects, arrays and fields") as caught:
+        parse_object(crowd(item, most + 2), KNOWN)
+    assert (caught.value.status, caught.value.param) == (400, None)
+
+
+def test_texts_may_hold_what_they_like():
+    """No text is too long, or too full of brackets, commas and escapes."""
+    text = '[{"a\\": [1, 2]}, ' * 200_000
+    assert parse_object(orjson.dumps({"x": [text, "", text]}), KNOWN) == {"x": [text, "", text]}
+
+
+@pytest.mark.parametrize("item", [b'""', b'"a" ', b'"\\"', b"[", b'{"a":', b"\\"])
+def test_what_is_long_and_not_json_is_refused_too(item):
+    """It ends as any other body that is not JSON, be it counted or not."""
+    with pytest.raises(InvalidCall) as caught:
+        parse_object(b'{"x":' + item * MAX_VALUES, KNOWN)
+    assert (caught.value.status, caught.value.param) == (400, None)
 
 
 def test_known_and_unknown_fields_pass_as_they_are():

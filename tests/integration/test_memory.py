@@ -11,6 +11,7 @@ import trio
 from tests.integration.batching import MODEL, ask, batcher, hurried
 from trio_gateway.core.domain import Call
 from trio_gateway.core.errors import GatewayError
+from trio_gateway.pipeline.reading import SHORT
 from trio_gateway.simulator.script import Script
 
 CALLS = 5
@@ -44,6 +45,8 @@ def body(model: str = MODEL, **fields: object) -> dict[str, object]:
     [
         (Script(), body("nope"), 403),
         (Script(), body(messages=[]), 400),
+        (Script(), body(messages=[], metadata={"long": "x" * SHORT}), 400),
+        (Script(), body(metadata={"long": "x" * SHORT}), 200),
         (Script(status=500), body(), 502),
         (Script(status=503), body(), 503),
         (Script(ending="die", after=1), body(), 502),

@@ -17,6 +17,7 @@ from trio_gateway.core.batches import (
     Line,
     LineError,
 )
+from trio_gateway.dialects.strict_json import CROWDED, crowded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -161,6 +162,9 @@ def check_line(raw: RawLine, rules: Rules) -> Line | Faulty:
     """Check one line by itself; its errors come in the order of its fields."""
     if raw.text is None:
         message = f"This line is longer than the limit of {rules.most:,} bytes."
+        return Faulty(None, [LineError("invalid_request", message, None, raw.number)])
+    if crowded(raw.text):
+        message = f"This line holds {CROWDED}."
         return Faulty(None, [LineError("invalid_request", message, None, raw.number)])
     try:
         request, unclear = _read(raw.text)

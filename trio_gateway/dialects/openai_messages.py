@@ -10,7 +10,7 @@ from trio_gateway.dialects import fields
 from trio_gateway.dialects.ollama_messages import MAX_MESSAGES, MAX_TOOL_CALLS
 from trio_gateway.dialects.ollama_values import MAX_IMAGES, Tally
 from trio_gateway.dialects.openai_media import audio, image
-from trio_gateway.dialects.strict_json import parse_object
+from trio_gateway.dialects.strict_json import CROWDED, Crowd, parse_object
 
 _ROLES = {
     "system": "system",
@@ -33,6 +33,7 @@ class Transcript:
     tally: Tally
     messages: list[Json] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)  # tool names by tool call id
+    crowd: Crowd = field(default_factory=Crowd)  # of all arguments
 
     def add(self, raw: Json, at: str) -> None:
         """Add one message, or raise InvalidCall; `at` is its path, such as `messages[0]`."""
@@ -93,10 +94,27 @@ class Transcript:
         function = fields.required(fields.mapping(raw, key, at), key, at)
         inside = fields.path(key, at)
         name = fields.required(fields.text(function, "name", inside) or None, "name", inside)
-        arguments = _arguments(function.get("arguments"), fields.path("arguments", inside))
+        arguments = self._arguments(function.get("arguments"), fields.path("arguments", inside))
         called = {"index": index, "name": name, "arguments": arguments}
         self.tally.add_json(called)
         return called
+
+    def _arguments(self, raw: Any, at: str) -> Json:
+        """Read arguments, which OpenAI writes as JSON in a string and upstream as an object."""
+        if raw is None or raw == "":
+            return {}
+        if isinstance(raw, dict):
+            return raw
+        rule = "must be a JSON object in a string"
+        if not isinstance(raw, str):
+            raise fields.refusal(at, rule)
+        text = raw.encode()
+        if self.crowd.add(text):
+            raise fields.refusal(at, f"holds, with those before it, {CROWDED}")
+        try:
+            return parse_object(text, frozenset())
+        except InvalidCall:
+            raise fields.refusal(at, rule) from None
 
     def _add_answered_call(self, message: Json, raw: Json, at: str) -> None:
         call_id = fields.text(raw, "tool_call_id", at)
@@ -140,18 +158,3 @@ def _split(parts: list[Any], at: str) -> tuple[list[str], list[str]]:
         else:
             texts.append(fields.required(fields.text(part, kind, place), kind, place))
     return texts, images
-
-
-def _arguments(raw: Any, at: str) -> Json:
-    """Read arguments, which OpenAI writes as JSON in a string and upstream as an object."""
-    if raw is None or raw == "":
-        return {}
-    if isinstance(raw, dict):
-        return raw
-    rule = "must be a JSON object in a string"
-    if not isinstance(raw, str):
-        raise fields.refusal(at, rule)
-    try:
-        return parse_object(raw.encode(), frozenset())
-    except InvalidCall:
-        raise fields.refusal(at, rule) from None

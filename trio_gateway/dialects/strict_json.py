@@ -7,6 +7,10 @@ gateway only ever forwards what it understood itself.
 orjson gives the value and refuses bad UTF-8, lone surrogates, byte order marks, NaN,
 numbers past a double and trailing content. It keeps the last of two equal keys in
 silence, so a second pass of the standard library's scanner looks for those alone.
+
+Neither can be interrupted, and what they cost is not the bytes of a body but what it is made
+of: ten million empty arrays take longer, and far more memory, than a text as long. A crowd is
+refused before anything is made of it.
 """
 
 from __future__ import annotations
@@ -20,6 +24,11 @@ import orjson
 from trio_gateway.core.errors import InvalidCall
 
 MAX_DEPTH = 64
+MAX_MARKS = 131_072  # objects, arrays and named fields in one body,
+MAX_VALUES = 524_288  # and items of all kinds with them
+CROWDED = f"more than {MAX_MARKS} objects, arrays and fields, or {MAX_VALUES} values"
+_PLAIN = bytes({*range(256)} - {*b":{[,"})  # what makes no piece,
+_UNQUOTED = _PLAIN.replace(b'"', b"")  # and begins or ends no string
 
 
 def parse_object(body: bytes, known: frozenset[str]) -> dict[str, Any]:
@@ -29,6 +38,8 @@ def parse_object(body: bytes, known: frozenset[str]) -> dict[str, Any]:
     """
     if not body:
         raise InvalidCall("The request body is empty.")
+    if crowded(body):
+        raise InvalidCall(f"The request body holds {CROWDED}.")
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -40,6 +51,30 @@ def parse_object(body: bytes, known: frozenset[str]) -> dict[str, Any]:
     _refuse_repeats(body, known)
     refuse_twins(value, known)
     return value
+
+
+def crowded(text: bytes) -> bool:
+    """Whether a JSON text is made of more pieces than a body may have; cheap at any length."""
+    # Few texts come near it even where their strings count as well.
+    return len(text) > MAX_MARKS and _many(text) and _many(_outside_strings(text))
+
+
+class Crowd:
+    """Counts the objects, arrays and fields of several JSON texts in one body."""
+
+    __slots__ = ("_least", "_most")
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._most = self._least = 0
+
+    def add(self, text: bytes) -> bool:
+        """Count one more, and return whether they are too many: MAX_MARKS, or up to twice that."""
+        # What stands in strings is told apart only from where it could matter.
+        self._most += _marks(text)
+        if self._most > MAX_MARKS:
+            self._least += _marks(_outside_strings(text))
+        return self._least > MAX_MARKS
 
 
 def refuse_twins(value: dict[str, Any], known: frozenset[str], at: str = "") -> None:
@@ -60,6 +95,28 @@ def refuse_twins(value: dict[str, Any], known: frozenset[str], at: str = "") -> 
 @lru_cache(maxsize=64)
 def _folded(known: frozenset[str]) -> dict[str, str]:
     return {name.casefold(): name for name in known}
+
+
+def _many(text: bytes) -> bool:
+    pieces = text.translate(None, _PLAIN)
+    return len(pieces) > MAX_VALUES or len(pieces) - pieces.count(b",") > MAX_MARKS
+
+
+def _marks(text: bytes) -> int:
+    return text.count(b":") + text.count(b"{") + text.count(b"[")
+
+
+def _outside_strings(text: bytes) -> bytes:
+    """Return the marks and commas of a JSON text that stand in no string.
+
+    Of one with more strings than it can have pieces, these as well.
+    """
+    if b"\\" in text:
+        text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    text = text.translate(None, _UNQUOTED)
+    if text.count(b'"') > 2 * (MAX_MARKS + MAX_VALUES):
+        return text
+    return b"".join(text.split(b'"')[::2])
 
 
 def _refuse_depth(value: Any) -> None:

@@ -8,11 +8,19 @@ from typing import TYPE_CHECKING, cast
 import trio
 from quart import Response, current_app, request
 
-from trio_gateway.core.errors import ClientStalled, EndpointNotAllowed, GatewayError, ShuttingDown
+from trio_gateway.core.errors import (
+    ClientStalled,
+    EndpointNotAllowed,
+    GatewayError,
+    Overloaded,
+    ShuttingDown,
+)
 from trio_gateway.dialects.ollama import Preload, preload_answer
+from trio_gateway.dialects.sse import KEEPALIVE
 from trio_gateway.dialects.table import INFERENCE
 from trio_gateway.pipeline.admission import Errand
 from trio_gateway.pipeline.exchange import Item, carry
+from trio_gateway.pipeline.reading import SHORT, read_apart
 from trio_gateway.web.body import read_body, refuse_encoding
 from trio_gateway.web.credentials import presented_key
 from trio_gateway.web.replies import JSON, standing_headers
@@ -20,15 +28,15 @@ from trio_gateway.web.replies import JSON, standing_headers
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from trio_gateway.core.domain import Chunk
+    from trio_gateway.core.domain import Call, Chunk
     from trio_gateway.core.timeline import Timeline
-    from trio_gateway.dialects.table import Rendering
+    from trio_gateway.dialects.table import Dialect, Rendering
     from trio_gateway.pipeline.exchange import Begun, Body, Heard
     from trio_gateway.services.live import Leash
     from trio_gateway.web.connection import Request
     from trio_gateway.web.gateway import Gateway
 
-WAITING = b": waiting\n\n"
+READING_LIMIT = 10.0  # seconds that a long body may wait for others to be read
 
 
 async def enter(gateway: Gateway, asked: Request) -> Leash:
@@ -56,7 +64,7 @@ async def infer() -> Response:
     with leash.cover():
         body = await read_body(asked)
     timeline.received = trio.current_time()
-    call = dialect.parse(body)
+    call = dialect.parse(body) if len(body) <= SHORT else await _read_long(leash, dialect, body)
     timeline.parsed = trio.current_time()
     if isinstance(call, Preload):
         return _preload(gateway, leash, call)
@@ -70,6 +78,12 @@ async def infer() -> Response:
     if call.stream:
         return Response(_stream(begun, chunks, rendering), 200, headers, rendering.content_type)
     return Response(await _whole(begun, chunks, rendering), 200, headers, rendering.content_type)
+
+
+async def _read_long(leash: Leash, dialect: Dialect, body: bytes) -> Call | Preload:
+    with leash.cover() as cover:
+        cover.allow(READING_LIMIT, Overloaded)
+        return await read_apart(dialect.parse, body)
 
 
 def _timeline(gateway: Gateway, asked: Request) -> Timeline:
@@ -172,7 +186,7 @@ def _early_stream(
                 gateway.refused_call(error, asked)
                 yield rendering.error(error)
                 return
-            yield WAITING
+            yield KEEPALIVE
         async for piece in _stream(begun, chunks, rendering):
             yield piece
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import orjson
@@ -32,13 +33,14 @@ from trio_gateway.dialects.table import INFERENCE
 from trio_gateway.pipeline.admission import Errand, begin, new_request_id
 from trio_gateway.pipeline.batches.work import Later
 from trio_gateway.pipeline.exchange import Begun, Item, carry
+from trio_gateway.pipeline.reading import SHORT, read_apart
 from trio_gateway.services.batches.lines import Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from trio_gateway.core.domain import Call, Chunk
-    from trio_gateway.dialects.table import Rendering
+    from trio_gateway.dialects.table import Dialect, Rendering
     from trio_gateway.pipeline.batches.work import Bench, Flight
     from trio_gateway.services.live import Leash
 
@@ -62,7 +64,7 @@ async def run_line(bench: Bench, flight: Flight) -> Result | Later:
     if flight.text is None:
         return _result(flight, request_id, unrun_line(flight.line.custom_id, request_id, LOST))
     try:
-        call, rendering = _parsed(flight, request_id)
+        call, rendering = await _parsed(flight, request_id)
         timeline.received = timeline.parsed = trio.current_time()
         principal = await bench.tenants.recall(flight.claim.key_id)
         with bench.live.hold(
@@ -106,13 +108,18 @@ def _result(flight: Flight, request_id: str, text: bytes) -> Result:
     return Result(flight.claim, flight.line, succeeded=False, request_id=request_id, text=text)
 
 
-def _parsed(flight: Flight, request_id: str) -> tuple[Call, Rendering]:
+async def _parsed(flight: Flight, request_id: str) -> tuple[Call, Rendering]:
     """Read the body as its endpoint does; raises InvalidCall."""
-    body = parse_object(flight.text or b"", KNOWN).get("body")
-    flight.text = b""  # long ones would be kept three times over
+    text, flight.text = flight.text or b"", b""  # long ones would be kept three times over
     dialect = INFERENCE[flight.claim.endpoint]
-    call = replace(cast("Call", dialect.parse(orjson.dumps(body))), stream=False)
+    read = partial(_parse, dialect)
+    call = read(text) if len(text) <= SHORT else await read_apart(read, text)
     return call, dialect.render(call, request_id=request_id, created=time.time())
+
+
+def _parse(dialect: Dialect, text: bytes) -> Call:
+    body = parse_object(text, KNOWN).get("body")
+    return replace(cast("Call", dialect.parse(orjson.dumps(body))), stream=False)
 
 
 async def _answered(
