@@ -4,7 +4,7 @@ from __future__ import annotations
 
 CONTENT_TYPE = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
-KEEPALIVE = b": keep-alive\n\n"  # a comment; every client skips it
+KEEPALIVE = b": waiting\n\n"  # a comment; every client skips it
 
 
 def event(payload: bytes) -> bytes:
