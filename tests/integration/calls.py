@@ -23,6 +23,7 @@ from trio_gateway.services.keyring import Keyring
 from trio_gateway.services.tenant_rows import read_installation_secret
 
 FEW = 20  # streams
+SLOTS = 250  # of each worker
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ async def spread(
     """Begin streams until each of the two workers carries at least so many.
 
     After the first few they come slowly, as a worker that has just been started is not there yet.
+    One worker may have to take all but one: its slots (SLOTS) must be as many.
     """
     calls: list[Streaming] = []
     while True:

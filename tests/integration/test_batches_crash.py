@@ -33,6 +33,7 @@ LOST = "SELECT FROM gateway.ledger WHERE outcome = 'lost'"
 DISPATCHES = """
 SELECT count(*) FILTER (
         WHERE backend IS NOT NULL OR (outcome = 'lost' AND basis <> 'none')) AS dispatched,
+    count(*) FILTER (WHERE outcome <> 'completed' AND basis = 'estimated') AS unanswered,
     count(DISTINCT request_id) AS ids, count(*) AS rows,
     count(*) FILTER (WHERE outcome = 'completed') AS completed,
     count(*) FILTER (WHERE outcome = 'lost') AS lost
@@ -121,7 +122,9 @@ async def test_a_batch_survives_dead_workers_and_stores(site: Any) -> None:
         assert line["response"]["body"]["choices"][0]["message"]["content"], custom_id
     assert len({line["response"]["request_id"] for line in found.output.values()}) == LINES
     assert not left
-    assert booked["dispatched"] == state["started"], dict(booked)
+    # of a call that upstream had not answered nobody knows whether it came there before its end
+    surely = booked["dispatched"] - booked["unanswered"]
+    assert surely <= state["started"] <= booked["dispatched"], dict(booked)
     assert booked["ids"] == booked["rows"]
     assert booked["lost"] > 0, "the dead worker had nothing under way"
     assert booked["completed"] >= LINES

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.integration import fleet as fleets
-from tests.integration.calls import bearer, books_agree, chat, command, office, spread
+from tests.integration.calls import SLOTS, bearer, books_agree, chat, command, office, spread
 from tests.sentinels import FAILOVER, Ensemble, ensemble
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Site:
 @pytest.fixture
 async def site(tmp_path, database) -> AsyncIterator[Site]:
     async with ensemble(tmp_path) as redises:
-        settings = {"hold_lease": LEASE, "sweep_interval": 0.5}
+        settings = {"hold_lease": LEASE, "sweep_interval": 0.5, "backend_slots": SLOTS}
         with (
             fleets.ollama(tmp_path) as sim,
             fleets.fleet("serve", tmp_path, (database, redises.url), sim.url, **settings) as fleet,

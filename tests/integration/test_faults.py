@@ -14,7 +14,16 @@ import pytest
 import trio
 
 from tests.integration import fleet as fleets
-from tests.integration.calls import Streaming, bearer, books_agree, chat, office, spread, stream
+from tests.integration.calls import (
+    SLOTS,
+    Streaming,
+    bearer,
+    books_agree,
+    chat,
+    office,
+    spread,
+    stream,
+)
 from tests.integration.fleet import STOP_LIMIT, TICK, Fleet, Ollama, until
 from trio_gateway.embedded import stores as embedded
 from trio_gateway.embedded.stores import Stores
@@ -30,6 +39,7 @@ SETTINGS = {
     "hold_lease": LEASE,
     "sweep_interval": 0.5,
     "drain_timeout": 5,
+    "backend_slots": SLOTS,
     "admin_token": TOKEN,
 }
 

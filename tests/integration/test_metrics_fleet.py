@@ -13,7 +13,7 @@ import trio
 
 from tests import stores as test_stores
 from tests.integration import fleet as fleets
-from tests.integration.calls import bearer, chat, office, spread
+from tests.integration.calls import SLOTS, bearer, chat, office, spread
 from tests.scrapes import names, parse, total
 
 TOKEN = "a-token-of-the-metrics-alone-0123456789"
@@ -31,7 +31,7 @@ def sim(tmp_path_factory):
 def installation(stores, sim, tmp_path_factory):
     folder, redis_url = tmp_path_factory.mktemp("serve"), test_stores.fresh_redis(stores)
     settings = {"tenant_in_flight": 200, "metrics_token": TOKEN, "hold_lease": 3}
-    settings |= {"sweep_interval": 0.2, "drain_timeout": 3}
+    settings |= {"sweep_interval": 0.2, "drain_timeout": 3, "backend_slots": SLOTS}
     with (
         test_stores.fresh_database(stores) as database,
         fleets.fleet("serve", folder, (database, redis_url), sim.url, **settings) as running,

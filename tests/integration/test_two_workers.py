@@ -12,7 +12,16 @@ import trio
 
 from tests import stores as test_stores
 from tests.integration import fleet as fleets
-from tests.integration.calls import bearer, books_agree, chat, office, on_one_worker, spread, stream
+from tests.integration.calls import (
+    SLOTS,
+    bearer,
+    books_agree,
+    chat,
+    office,
+    on_one_worker,
+    spread,
+    stream,
+)
 from tests.integration.fleet import HOW, STOP_LIMIT, until
 
 DRAIN = 5  # seconds
@@ -39,6 +48,7 @@ def installation(request, stores, sim, tmp_path_factory):
             (database, redis_url),
             sim.url,
             tenant_in_flight=200,
+            backend_slots=SLOTS,
             drain_timeout=DRAIN,
         ) as running,
     ):
