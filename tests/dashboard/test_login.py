@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import trio
 from structlog.testing import capture_logs
 
 from tests.dashboard.visitor import Visitor, visiting, words
 from tests.integration.admin_world import open_admin
+from tests.proxy import open_door
+from trio_gateway.clients import postgres
 from trio_gateway.core.officers import new_token
 from trio_gateway.services.logins import ACCOUNT_MOST
 
@@ -48,6 +51,26 @@ async def test_over_https_the_cookie_is_bound_to_the_host(world):
             assert cookie.startswith("__Host-tg-")
             assert {"Secure", "HttpOnly", "SameSite=Strict", "Path=/"} <= set(cookie.split("; "))
             assert "Domain" not in cookie
+
+
+async def test_the_login_waits_for_no_database_that_hangs(world, monkeypatch):
+    """The form says what is away to who was signed in, and so does its answer to a token."""
+    monkeypatch.setattr(postgres, "CONNECT_LIMIT", 600.0)
+    monkeypatch.setattr(postgres, "COMMAND_LIMIT", 600.0)
+    async with (
+        open_door(world.gateway.settings.database_url) as door,
+        open_admin(world, database_url=door.url) as admin,
+        visiting(admin) as visitor,
+    ):
+        async with visiting(admin, None) as nobody:
+            await nobody.see("/login")
+            door.swallow()
+            with trio.fail_after(60):
+                asked = await visitor.get("/login")
+                sent = await nobody.do("/login", {"token": new_token()})
+        for answer in (asked, sent):
+            assert answer.status_code == 503
+            assert "PostgreSQL cannot be reached" in answer.text
 
 
 async def test_every_wrong_token_gets_one_answer(admin):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
 
 from tests.integration.admin_world import open_admin
 from tests.integration.caller import PATIENCE, SHAPES, calling, dispatched, ended
+from tests.proxy import open_door
+from trio_gateway.clients import postgres
 from trio_gateway.simulator.script import Script
 
 CHAT = {"model": "llama3.2", "messages": [{"role": "user", "content": "hello"}]}
@@ -51,6 +55,26 @@ async def test_a_token_of_each_role_is_known_by_it(admin):
     seen = [await admin.ask("GET", "/status", role=r) for r in ("admin", "viewer", "metrics")]
     assert [answer.status_code for answer in seen] == [200, 200, 403]
     assert seen[1].json()["role"] == "viewer"
+
+
+async def test_health_waits_for_no_database_that_hangs(world, monkeypatch):
+    """A token of the settings is told which store does not answer."""
+    monkeypatch.setattr(postgres, "CONNECT_LIMIT", 600.0)
+    monkeypatch.setattr(postgres, "COMMAND_LIMIT", 600.0)
+    token = "of-the-settings-0123456789"
+    async with (
+        open_door(world.gateway.settings.database_url) as door,
+        open_admin(world, database_url=door.url, admin_token=token) as admin,
+    ):
+        ask = partial(
+            admin.client.get, "/admin/v1/health", headers={"authorization": f"Bearer {token}"}
+        )
+        assert (await ask()).json()["postgres"]["ok"] is True
+        door.swallow()
+        with trio.fail_after(60):
+            answer = await ask()
+    assert answer.json()["postgres"] == {"ok": False, "ms": None, "note": "does not answer"}
+    assert (answer.json()["ok"], answer.json()["redis"]["ok"]) == (False, True)
 
 
 async def test_a_tenant_and_a_key_made_here_are_served_at_once(admin):

@@ -19,6 +19,7 @@ from trio_gateway.web.admin.office import office
 
 section = Section("fleet")
 
+PATIENCE = 3.0  # seconds for PostgreSQL to answer
 _VERSION = "SELECT version_num FROM gateway.alembic_version"
 
 
@@ -170,7 +171,7 @@ def _name(report: dict[str, Any]) -> str:
 async def _postgres() -> Store:
     began = perf_counter()
     try:
-        row = await office().postgres.fetch_one(_VERSION)
+        row = await office().postgres.glance(PATIENCE, _VERSION)
     except NotMigrated:
         return Store(ok=False, ms=None, note="is not migrated")
     except StoreUnavailable:

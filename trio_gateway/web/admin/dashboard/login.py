@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 import structlog
 from quart import Blueprint, Response, g, redirect, request
 
+from trio_gateway.clients.postgres import within
 from trio_gateway.core.officers import MOST_TOKEN, Role, lookup_of, sha256_hex
 from trio_gateway.services.account_rows import write_event
 from trio_gateway.web.admin.cookies import (
@@ -18,7 +19,7 @@ from trio_gateway.web.admin.cookies import (
     session_secret,
     set_session,
 )
-from trio_gateway.web.admin.dashboard.desk import check_form
+from trio_gateway.web.admin.dashboard.desk import PATIENCE, check_form, known
 from trio_gateway.web.admin.dashboard.shell import THEME, THEMES, page
 from trio_gateway.web.admin.guard import client
 from trio_gateway.web.admin.office import office
@@ -39,7 +40,7 @@ blueprint = Blueprint("login", __name__)
 async def ask() -> Response:
     """Show the form; its token is in a cookie as well, which no other site can read or set."""
     secret = session_secret(request)
-    if secret and await office().sessions.find(secret, seen=False):
+    if secret and await known(secret, seen=False):
         return cast("Response", redirect(onward(), 303))
     return await _form(200, "")
 
@@ -50,7 +51,8 @@ async def enter() -> Response:
     await check_form(request.cookies.get(_form_cookie(), ""))
     token = (await request.form).get("token", "").strip()[: MOST_TOKEN + 1]
     account, address = lookup_of(token), client()
-    wait = await office().logins.wait(account, address)
+    with within(PATIENCE):
+        wait = await office().logins.wait(account, address)
     if wait:
         log.warning("login_throttled", client=address)
         return await _form(429, "", wait=math.ceil(wait))
