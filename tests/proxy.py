@@ -23,6 +23,7 @@ class Door:
     url: str = ""
     open: bool = True
     deaf: bool = False  # requests get through, answers do not
+    deaf_from: bytes = b""  # as the first request that has this in it gets through
     swallowed: trio.Event = field(default_factory=trio.Event)
     _lines: set[trio.CancelScope] = field(default_factory=set)
 
@@ -41,9 +42,14 @@ class Door:
         self.deaf = True
         self.swallowed = trio.Event()
 
+    def swallow_from(self, words: bytes) -> None:
+        """As `swallow`, beginning with the answer to the first request that has `words` in it."""
+        self.deaf_from = words
+        self.swallowed = trio.Event()
+
     def reopen(self) -> None:
         """Behave again."""
-        self.open, self.deaf = True, False
+        self.open, self.deaf, self.deaf_from = True, False, b""
 
     async def serve(self, near: trio.SocketStream) -> None:
         """Carry one connection."""
@@ -56,8 +62,8 @@ class Door:
             try:
                 far = await _connect(self.target)
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._carry, near, far, scope, lambda: False)
-                    nursery.start_soon(self._carry, far, near, scope, lambda: self.deaf)
+                    nursery.start_soon(self._carry, near, far, scope, self._hears)
+                    nursery.start_soon(self._carry, far, near, scope, lambda _: self.deaf)
             finally:
                 self._lines.discard(scope)
                 with trio.CancelScope(shield=True):
@@ -65,16 +71,22 @@ class Door:
                     if far is not None:
                         await trio.aclose_forcefully(far)
 
+    def _hears(self, request: bytes | bytearray) -> bool:
+        """Note what is asked; no request is lost."""
+        if self.deaf_from and self.deaf_from in request:
+            self.deaf = True
+        return False
+
     async def _carry(
         self,
         source: trio.SocketStream,
         sink: trio.SocketStream,
         scope: trio.CancelScope,
-        lost: Callable[[], bool],
+        lost: Callable[[bytes | bytearray], bool],
     ) -> None:
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             async for piece in source:
-                if lost():
+                if lost(piece):
                     self.swallowed.set()
                 else:
                     await sink.send_all(piece)

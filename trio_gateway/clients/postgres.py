@@ -29,6 +29,7 @@ T = TypeVar("T")
 SCHEMES = ("postgresql://", "postgres://")
 CONNECT_LIMIT = 5.0  # seconds to open, or to wait for, a connection
 COMMAND_LIMIT = 10.0  # seconds for one statement
+LISTEN_LIMIT = 5.0  # seconds for LISTEN
 
 # Whether whoever waits is let go at a cancel, before the cancel has come to its end; see `within`.
 _let_go: ContextVar[bool] = ContextVar("let_go", default=False)
@@ -273,9 +274,13 @@ async def open_listener(
     """LISTEN on `channel`; `deliver(payload)` and `lost()` are called inside the event loop."""
 
     async def attach() -> asyncpg.Connection[asyncpg.Record]:
-        connection = await connect(dsn)
-        connection.add_termination_listener(lambda _: lost())
-        await connection.add_listener(channel, lambda *message: deliver(str(message[3])))
+        connection = await connect(dsn, LISTEN_LIMIT)
+        try:
+            connection.add_termination_listener(lambda _: lost())
+            await connection.add_listener(channel, lambda *message: deliver(str(message[3])))
+        except BaseException:
+            connection.terminate()
+            raise
         return connection
 
     with mapped_errors():
@@ -286,9 +291,12 @@ async def open_listener(
         connection.terminate()
 
 
-async def connect(dsn: str) -> asyncpg.Connection[asyncpg.Record]:
-    """Open one connection; an asyncio function, for tools without a pool."""
-    return await asyncpg.connect(dsn, timeout=CONNECT_LIMIT)
+async def connect(dsn: str, limit: float | None = None) -> asyncpg.Connection[asyncpg.Record]:
+    """Open one connection; an asyncio function, for tools without a pool.
+
+    `limit` is in seconds, for each statement that names no other.
+    """
+    return await asyncpg.connect(dsn, timeout=CONNECT_LIMIT, command_timeout=limit)
 
 
 async def run_once(dsn: str, query: str, *args: Any) -> Sequence[asyncpg.Record]:

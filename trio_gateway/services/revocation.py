@@ -1,9 +1,9 @@
 """Hears of every change to keys, tenants and models, evicts what is cached and cuts live calls.
 
 A change travels as NOTIFY from a trigger, whoever made it; changes of batches are passed on.
-While the listener is down nothing is served from the cache and live keys are looked up twice a
-second; when it is back the cache is emptied and live keys are looked up once more, so that no
-lost NOTIFY leaves a key alive.
+While the listener is down nothing is served from the cache, and live keys and the models'
+policies are looked up twice a second. When it is back they are looked up once more and the cache
+is emptied, before it is believed again: no lost NOTIFY leaves a key alive.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 import trio
 
-from trio_gateway.clients.postgres import NotMigrated, open_listener
+from trio_gateway.clients.postgres import open_listener, within
 from trio_gateway.core.errors import CallCut, StoreUnavailable, Unauthenticated
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ log = structlog.get_logger()
 CHANNEL = "gateway_changes"
 BEAT = 1.0  # seconds between two proofs of life
 BEAT_LIMIT = 1.0  # seconds for the answer
-POLL = 0.5  # seconds between two look-ups of live keys while the listener is down
+POLL = 0.5  # seconds between two looks while the listener is down, and two attempts to listen
+LOOK_LIMIT = 3.0  # seconds for one look, which a dead connection must not hold up
 
 
 class Keys(Protocol):
@@ -76,14 +77,30 @@ class Revocations:
         self._suspects: set[str] = set()
         self._models_changed = False
         self._lost = False
+        self._answered = False
+        self._reading = trio.Lock()  # an older answer must not come after a newer one
 
     @property
     def listening(self) -> bool:
         """Whether changes are heard as they happen."""
         return self._keys.trusted
 
+    @property
+    def informed(self) -> bool:
+        """Whether keys can be proven: changes are heard, or what was last asked was answered."""
+        return self._keys.trusted or self._answered
+
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen for ever; started once the first listener has caught up."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._hear)
+            task_status.started()
+            while True:
+                await trio.sleep(POLL)
+                if not self._keys.trusted:
+                    await self._poll_once()
+
+    async def _hear(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         announced = False
         while True:
             try:
@@ -97,18 +114,25 @@ class Revocations:
                         announced = True
                         task_status.started()
                     await self._listen(listener)
-            except (StoreUnavailable, NotMigrated):
+            except StoreUnavailable:
                 log.warning("listener_down")
             finally:
                 self._keys.trusted = False
-            await self._poll_once()
             await trio.sleep(POLL)
 
     async def _catch_up(self) -> None:
-        self._keys.forget_all()
-        self._keys.trusted = True
-        await self._refresh_models()
+        """Look up what was not heard; until that is done the poll goes on."""
+        await self._read_models()
         await self._recheck(self._live.keys())
+        if not self._lost:
+            self._answered = True
+            self._keys.forget_all()
+            self._keys.trusted = True
+
+    async def _read_models(self) -> None:
+        async with self._reading:
+            with within(LOOK_LIMIT):
+                await self._refresh_models()
 
     async def _listen(self, listener: Listener) -> None:
         while not self._lost:
@@ -118,7 +142,7 @@ class Revocations:
                     await self._wake.wait()
             if self._models_changed:
                 self._models_changed = False
-                await self._refresh_models()
+                await self._read_models()
             suspects, self._suspects = self._suspects, set()
             if suspects:
                 await self._recheck(suspects)
@@ -167,14 +191,20 @@ class Revocations:
     async def _poll_once(self) -> None:
         try:
             await self._recheck(self._live.keys())
-        except (StoreUnavailable, NotMigrated):
+            await self._read_models()
+        except StoreUnavailable:
+            self._answered = False
             log.debug("live_keys_unknown")
+        else:
+            self._answered = True
 
     async def _recheck(self, key_ids: set[str]) -> None:
         live = key_ids & self._live.keys()
         if not live:
             return
-        cut = self._live.cut(live - await self._keys.standing(live), Unauthenticated)
+        with within(LOOK_LIMIT):
+            standing = await self._keys.standing(live)
+        cut = self._live.cut(live - standing, Unauthenticated)
         self.cut("no_longer_valid", cut)
         if cut:
             log.info("calls_cut", calls=cut)
