@@ -34,13 +34,13 @@ def test_an_upgrade_left_half_way_is_told(cli, redis_url):
     assert found == ("warn", f"0.0.1 and {__version__} run side by side")
 
 
-def test_a_worker_that_admits_nothing_is_told(cli, redis_url):
+def test_a_worker_that_is_not_ready_is_told(cli, redis_url):
     """A failure by what it lacks; one that leaves is a warning."""
     report(redis_url, pid=7, missing=["redis", "postgres"])
     report(redis_url, pid=8, missing=["shutting down"])
     found = found_by(cli)
     assert found["worker unready"]["state"] == "fail"
-    assert found["worker unready"]["detail"].startswith("w0 (7) on gpu1 admits no call")
+    assert found["worker unready"]["detail"].startswith("w0 (7) on gpu1 is not ready")
     assert "redis, postgres" in found["worker unready"]["detail"]
     assert (found["worker leaves"]["state"], "(8)" in found["worker leaves"]["detail"]) == (
         "warn",

@@ -75,9 +75,11 @@ def sample(**more):
         "live": 3,
         "waiting": {"live": 2, "batch": 1},
         "backlog": 4,
+        "waited": 0.5,
         "unsettled": 0,
         "audit": 0,
         "listening": True,
+        "informed": True,
         "redis": True,
         "draining": False,
         "backends": {BACKEND: BackendState(in_flight=1, slots=8, up=True, models=5, age=1.5)},
@@ -338,13 +340,17 @@ def test_backends_are_labelled_without_their_passwords():
 
 
 async def test_a_worker_that_lost_a_store_says_so():
-    """Any store away: the limiter admits nobody."""
-    for away in ("listening", "redis"):
+    """Redis away, or nobody to prove keys by: the limiter admits nobody."""
+    for away in ("informed", "redis"):
         metrics = Metrics([BACKEND])
         metrics.sample(sample())
         assert total(await read(metrics), "trio_gateway_limiter_admitting") == 1
         metrics.sample(sample(**{away: False}))
         assert total(await read(metrics), "trio_gateway_limiter_admitting") == 0
+    metrics.sample(sample(listening=False))
+    series = await read(metrics)
+    assert total(series, "trio_gateway_listener_up") == 0
+    assert total(series, "trio_gateway_limiter_admitting") == 1
 
 
 @pytest.mark.parametrize("threshold", [80, 100])

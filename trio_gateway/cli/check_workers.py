@@ -101,7 +101,7 @@ def _missing(report: Report) -> Finding:
     missing = [str(each) for each in report.fields["missing"]]
     if missing == LEAVING:
         return warn("worker leaves", report.name, "Wait: it lets its calls end.")
-    detail = f"{report.name} admits no call, for want of {', '.join(missing)}"
+    detail = f"{report.name} is not ready, for want of {', '.join(missing)}"
     return fail("worker unready", detail, "Look whether that machine reaches the stores.")
 
 

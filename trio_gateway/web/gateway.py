@@ -70,7 +70,11 @@ class Gateway:
     started_at: float = field(default_factory=time.time)
 
     def missing(self) -> list[str]:
-        """Name what keeps this worker from admitting a call."""
+        """Name what keeps this worker from being ready.
+
+        One that does not hear of changes still admits calls where PostgreSQL answers; but others
+        are better asked.
+        """
         states = {
             "shutting down": self.draining,
             "postgres": not self.revocations.listening,

@@ -23,7 +23,7 @@ async def alive() -> Response:
 
 
 async def ready() -> Response:
-    """Say whether a call could be admitted now."""
+    """Say whether a call could be admitted now, and its key's revocation would be heard of."""
     gateway = cast("Gateway", current_app.gateway)  # type: ignore[attr-defined]
     missing = gateway.missing()
     if not missing:

@@ -37,9 +37,11 @@ class Sample:
     live: int
     waiting: Mapping[str, int]  # by priority
     backlog: int
+    waited: float  # seconds, of the oldest in the backlog
     unsettled: int
     audit: int
     listening: bool
+    informed: bool  # keys can be proven
     redis: bool
     draining: bool
     backends: Mapping[str, BackendState] = field(default_factory=dict)
@@ -72,6 +74,9 @@ class State:
 
     def _stores(self) -> None:
         self._backlog = self._gauge("ledger_backlog", "Ledger rows waiting to be stored.", "sum")
+        self._waited = self._gauge(
+            "ledger_wait_seconds", "Since when the oldest of these rows waits.", "max"
+        )
         self._unsettled = self._gauge(
             "settles_waiting", "Settles and doubts that wait for Redis.", "sum"
         )
@@ -105,11 +110,12 @@ class State:
         for priority, waiting in now.waiting.items():
             self._waiting[(priority,)].set(waiting)
         self._backlog.set(now.backlog)
+        self._waited.set(now.waited)
         self._unsettled.set(now.unsettled)
         self._audit.set(now.audit)
         self._listener.set(now.listening)
         self._redis.set(now.redis)
-        self._limiter.set(now.listening and now.redis)
+        self._limiter.set(now.informed and now.redis)
         for url, backend in now.backends.items():
             self._show_backend(self._backends.get(url, OTHER), backend)
 
