@@ -103,6 +103,7 @@ class Counters:
     error: Exception | None = None
     reachable_since: float | None = 0.0
     holds: list[Hold] = field(default_factory=list)
+    backends: list[str | None] = field(default_factory=list)  # as the holds name them, in order
 
     async def reserve(self, ask: Any, cover: Any = None) -> tuple[Hold, Standing]:
         """Take a hold, unheard by any cancel."""
@@ -122,11 +123,13 @@ class Counters:
             renewed_at=trio.current_time(),
         )
         self.holds.append(hold)
+        self.backends.append(ask.opaque["backend"])
         return hold, Standing()
 
-    async def mark_dispatched(self, hold: Hold, _backend: str) -> None:
+    async def mark_dispatched(self, hold: Hold, backend: str) -> None:
         """Note that the hold's call goes to upstream."""
         await trio.lowlevel.checkpoint()
+        self.backends.append(backend)
         hold.phase = DISPATCHED
 
 

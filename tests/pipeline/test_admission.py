@@ -31,7 +31,7 @@ def opening(stage, leash, **more):
 
 
 async def test_a_free_slot_is_written_into_the_hold_at_once(autojump_clock):
-    """No second round trip: the reserve has the phase already."""
+    """No second round trip: the reserve has the phase and the backend already."""
     stage = Stage(Player([]))
     with stage.live.hold(PRINCIPAL) as leash:
         async with opening(stage, leash) as admission:
@@ -39,6 +39,7 @@ async def test_a_free_slot_is_written_into_the_hold_at_once(autojump_clock):
             assert stage.backends.in_flight == 1
             admission.finish(Outcome.COMPLETED)
     assert stage.backends.in_flight == 0
+    assert stage.counters.backends == [BACKEND]
 
 
 async def test_a_queued_call_is_marked_before_it_is_dispatched(autojump_clock):
@@ -59,6 +60,7 @@ async def test_a_queued_call_is_marked_before_it_is_dispatched(autojump_clock):
             phases.append(stage.counters.holds[0].phase)
             first.release()
     assert phases == [QUEUED, DISPATCHED]
+    assert stage.counters.backends == [None, BACKEND]
 
 
 @pytest.mark.parametrize("error", [RateLimited(), StoreUnavailable()])
