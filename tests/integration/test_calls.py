@@ -1,12 +1,17 @@
 """Live calls as operators see them, and the end that they can put to one."""
 
+import time
+
 import pytest
 import trio
 
 from tests.integration.caller import PATIENCE, SHAPES, calling, dispatched, ended
 from tests.world import open_world
+from trio_gateway.clients import redis
+from trio_gateway.services import calls as calls_module
 from trio_gateway.services.account_rows import NotFound
-from trio_gateway.services.calls import Calls
+from trio_gateway.services.calls import CHUNK, Calls
+from trio_gateway.services.quota.keys import INDEX, tenant_keys
 from trio_gateway.services.workers import WorkerBoard
 from trio_gateway.simulator.script import Script
 
@@ -88,6 +93,45 @@ async def test_a_call_that_is_over_or_made_up_cannot_be_cut(world):
     with pytest.raises(NotFound):
         await calls_of(world).cut("req_nothing", "test")
     assert not await world.rows("SELECT FROM gateway.admin_events WHERE action = 'call.cut'")
+
+
+async def test_the_youngest_call_is_cut_however_many_are_older(world, monkeypatch):
+    """What a listing has no room for is found all the same."""
+    world.sim.play(Script(token_gap=60, tokens=9))
+    monkeypatch.setattr(calls_module, "MOST", 1)
+    calls = calls_of(world)
+    async with calling(world, SHAPES["native"]):
+        (oldest,) = await listed(calls)
+        async with calling(world, SHAPES["native"]) as second:
+            with trio.fail_after(PATIENCE):
+                while await calls.count() < 2:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+            assert [call["request_id"] for call in await calls.listing()] == [oldest["request_id"]]
+            (youngest,) = set(await request_ids(world)) - {oldest["request_id"]}
+            cut = await calls.cut(youngest, "test")
+            await second.until(LAST_WORD)
+    assert (cut["request_id"], cut["tenant"]) == (youngest, "acme")
+
+
+async def request_ids(world):
+    """Name the calls that are admitted, as their holds do."""
+    fields = await world.gateway.redis.command("HKEYS", tenant_keys(world.tenant["id"])[2])
+    return [field.decode() for field in fields]
+
+
+async def test_calls_are_found_among_many_tenants(world, monkeypatch):
+    """So many that asking about all of them at once would look like an outage of Redis."""
+    idle = [part for at in range(CHUNK * 4) for part in (time.time() + 3600, f"tnt_{at}")]
+    await world.gateway.redis.command("ZADD", INDEX, *idle)
+    monkeypatch.setattr(redis, "WAITING", CHUNK * 3)
+    world.sim.play(Script(token_gap=60, tokens=9))
+    calls = calls_of(world)
+    async with calling(world, SHAPES["native"]) as caller:
+        await dispatched(world)
+        (call,) = await listed(calls)
+        assert await calls.count() == 1
+        await calls.cut(call["request_id"], "test")
+        await caller.until(LAST_WORD)
 
 
 async def test_every_worker_says_how_it_fares(world):
