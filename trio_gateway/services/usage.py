@@ -6,12 +6,10 @@ Hours and days are UTC's. Sums by the hour are kept for the last weeks, those by
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from trio_gateway.clients.postgres import Postgres
+    from collections.abc import Mapping, Sequence
 
 By = Literal["model", "tenant", "outcome"]
 Unit = Literal["hour", "day"]
@@ -46,12 +44,19 @@ GROUP BY f.{column}, g.name ORDER BY 1, 2
 _NAMES = "SELECT id, name FROM gateway.tenants WHERE id = ANY($1::text[])"
 
 
+class Reads(Protocol):
+    """Whoever reads rows: PostgreSQL, or one connection with its snapshot."""
+
+    async def fetch(self, query: str, *args: Any) -> Sequence[Any]:
+        """Return all rows of one query."""
+
+
 class Usage:
     """Errors raised: StoreUnavailable, NotMigrated."""
 
-    def __init__(self, postgres: Postgres) -> None:
+    def __init__(self, reads: Reads) -> None:
         """Nothing is read yet."""
-        self._postgres = postgres
+        self._reads = reads
 
     async def totals(self, since: datetime, until: datetime, tenant_id: str | None = None) -> Row:
         """Sum whole hours from `since` up to `until`, within the last weeks.
@@ -61,9 +66,9 @@ class Usage:
         greatest first.
         """
         if tenant_id is None:
-            rows = await self._postgres.fetch(_OUTCOMES, since, until)
+            rows = await self._reads.fetch(_OUTCOMES, since, until)
         else:
-            rows = await self._postgres.fetch(_OUTCOMES_OF_ONE, since, until, tenant_id)
+            rows = await self._reads.fetch(_OUTCOMES_OF_ONE, since, until, tenant_id)
         sums = {name: int(sum(row[name] for row in rows)) for name in (*_SUMS, *_TTFT)}
         greatest = sorted(rows, key=lambda row: (-row["requests"], row["name"]))
         return {
@@ -89,11 +94,11 @@ class Usage:
         everything but the `most` greatest.
         """
         query = series_query(by, unit, one=tenant_id is not None)
-        rows = await self._postgres.fetch(query, since, until, tenant_id, most)
+        rows = await self._reads.fetch(query, since, until, tenant_id, most)
         labels: Mapping[str, str] = {}
         if by == "tenant":
             ids = list({row["name"] for row in rows if row["name"] is not None})
-            labels = {row["id"]: row["name"] for row in await self._postgres.fetch(_NAMES, ids)}
+            labels = {row["id"]: row["name"] for row in await self._reads.fetch(_NAMES, ids)}
         return [{**row, "label": labels.get(row["name"] or "", row["name"])} for row in rows]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from quart import Blueprint, Response
 
@@ -17,7 +17,7 @@ from trio_gateway.web.admin.office import office
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from trio_gateway.clients.postgres import Connection, Postgres
+    from trio_gateway.clients.postgres import Connection
     from trio_gateway.services.usage import Row
 
 MONTH = 30  # days
@@ -58,7 +58,7 @@ async def _sums(
 ) -> tuple[Row, list[Row], list[Row]]:
     """Read what tiles, charts and outcomes show of one snapshot, so that they add up."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        usage = Usage(cast("Postgres", connection))  # it asks either to fetch, and no more
+        usage = Usage(connection)
         return (
             await usage.totals(*hours),
             await usage.series("model", *hours, unit="hour", most=SERIES),
