@@ -9,6 +9,7 @@ import pytest
 from tests.integration.admin_world import open_admin, operations
 from tests.raw_http import connect
 from trio_gateway.admin_asgi import app as described
+from trio_gateway.web.admin.cookies import PLAIN_NAME, SECURE_NAME
 
 HOOK = "https://hooks.example/budgets"
 ALL = operations(described)
@@ -79,13 +80,33 @@ async def test_nobody_without_a_token_comes_in(admin):
     assert json.loads(only)["error"]["code"] == "invalid_admin_token"
 
 
-async def test_a_cookie_is_no_token(admin):
-    """A session of the dashboard opens nothing here."""
-    officer = await admin.office.admins.prove(await admin.token())
-    secret = await admin.office.sessions.open(officer, None)
-    for name in ("session", "__Host-session", "tg_session", "__Host-tg"):
-        answer = await admin.client.get("/admin/v1/tenants", headers={"cookie": f"{name}={secret}"})
-        assert answer.status_code == 401
+@pytest.mark.parametrize(
+    ("host", "name"), [("localhost", PLAIN_NAME), ("gateway.example", SECURE_NAME)]
+)
+async def test_a_cookie_is_no_token(world, host, name):
+    """A session that opens the dashboard, by either of its names, opens nothing here."""
+    async with open_admin(world, admin_public_url="https://gateway.example") as admin:
+        officer = await admin.office.admins.prove(await admin.token())
+        secret = await admin.office.sessions.open(officer, None)
+        headers = {"host": host, "cookie": f"{name}={secret}"}
+        assert (await admin.client.get("/", headers=headers)).status_code == 200
+        for operation in READS:
+            path = f"/admin/v1{operation.at(tenant='acme')}"
+            answer = await admin.client.get(path, headers=headers)
+            assert answer.status_code == 401, named(operation)
+
+
+async def test_a_browser_is_told_to_stay_with_tls_where_a_proxy_speaks_it(world):
+    """On every answer under the public URL, and on none under another or a malformed Host."""
+    async with open_admin(world, admin_public_url="https://gateway.example") as admin:
+        for path in ("/login", "/admin/v1/tenants", "/healthz", "/no/such/page"):
+            for host, told in (("gateway.example", True), ("localhost", False)):
+                answer = await admin.client.get(path, headers={"host": host})
+                assert ("strict-transport-security" in answer.headers) is told, (path, host)
+        for host in ("other.example", "[::1", "gateway.example:port", ""):
+            answer = await admin.client.get("/login", headers={"host": host})
+            assert answer.status_code == 421, host
+            assert "strict-transport-security" not in answer.headers
 
 
 async def test_a_viewer_changes_nothing_by_any_route(admin):

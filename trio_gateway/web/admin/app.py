@@ -10,6 +10,7 @@ from quart_trio import QuartTrio
 from trio_gateway.web.admin import metrics, oidc, status
 from trio_gateway.web.admin.api.routes import register_api
 from trio_gateway.web.admin.connection import AdminConnection, AdminHandshake
+from trio_gateway.web.admin.cookies import over_https
 from trio_gateway.web.admin.dashboard.dashboard import add_dashboard
 from trio_gateway.web.admin.dashboard.failures import failure_page
 from trio_gateway.web.admin.errors import error_response
@@ -72,7 +73,7 @@ async def _render(error: Exception) -> Response:
 async def _secure(response: Response) -> Response:
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
-    if request.scheme == "https":
+    if over_https(request):
         response.headers["strict-transport-security"] = "max-age=31536000"
     if not await take_in():
         response.headers["connection"] = "close"

@@ -21,11 +21,15 @@ def over_https(request: Request) -> bool:
     if request.scheme == "https":
         return True
     public = urlsplit(office().settings.admin_public_url)
-    asked = urlsplit(f"//{request.headers.get('host', '')}")  # the guard has read it before
+    try:
+        asked = urlsplit(f"//{request.headers.get('host', '')}")
+        port = asked.port
+    except ValueError:  # of a Host that is refused
+        return False
     return (
         public.scheme == "https"
         and asked.hostname == public.hostname
-        and asked.port in {None, public.port or 443}  # proxies leave it out at will
+        and port in {None, public.port or 443}  # proxies leave it out at will
     )
 
 
