@@ -162,7 +162,35 @@ async def test_a_name_without_an_address_is_a_warning():
     assert finding.state == "warn"
 
 
-def test_own_addresses_are_others_than_loopback():
+TRIE = """Main:
+  +-- 0.0.0.0/0 3 0 5
+     |-- 0.0.0.0
+        /0 universe UNICAST
+     +-- 127.0.0.0/8 2 0 2
+        |-- 127.0.0.0
+           /8 host LOCAL
+        |-- 127.0.0.1
+           /32 host LOCAL
+     +-- 169.254.0.0/16 2 0 2
+        |-- 169.254.3.4
+           /32 host LOCAL
+     +-- 192.0.2.0/24 2 0 2
+        |-- 192.0.2.0
+           /24 link UNICAST
+        |-- 192.0.2.2
+           /32 host LOCAL
+        |-- 192.0.2.255
+           /32 link BROADCAST
+"""
+INTERFACES = """fd000000000000000000000000000002 04 40 00 82     eth0
+fe8000000000000000fc00fffe000001 04 40 20 80     eth0
+00000000000000000000000000000001 01 80 10 80       lo
+"""
+
+
+def test_own_addresses_are_others_than_loopback(tmp_path):
     """What the kernel lists, without loopback and without what needs an interface's name."""
-    for address in own_addresses():
-        assert not (address.is_loopback or address.is_link_local)
+    (tmp_path / "fib_trie").write_text(TRIE)
+    assert [str(each) for each in own_addresses(tmp_path)] == ["192.0.2.2"]
+    (tmp_path / "if_inet6").write_text(INTERFACES)
+    assert [str(each) for each in own_addresses(tmp_path)] == ["192.0.2.2", "fd00::2"]

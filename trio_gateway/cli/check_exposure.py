@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+NETWORK = Path("/proc/net")
 PORTS = {"http": 80, "https": 443}
 _LOCAL4 = re.compile(r"\|-- (\S+)\n\s+/32 host LOCAL")
 CLOSE = (
@@ -36,14 +37,14 @@ ELSEWHERE = (
 )
 
 
-def own_addresses() -> list[Address]:
+def own_addresses(told: Path = NETWORK) -> list[Address]:
     """Return this machine's addresses that others may use; none where Linux does not tell."""
     found: set[Address] = set()
     with suppress(OSError):
-        text = Path("/proc/net/fib_trie").read_text(encoding="ascii")
+        text = (told / "fib_trie").read_text(encoding="ascii")
         found |= {ipaddress.ip_address(each) for each in _LOCAL4.findall(text)}
     with suppress(OSError):
-        for line in Path("/proc/net/if_inet6").read_text(encoding="ascii").splitlines():
+        for line in (told / "if_inet6").read_text(encoding="ascii").splitlines():
             found.add(ipaddress.IPv6Address(bytes.fromhex(line.split()[0])))
     # a link-local address means nothing without its interface
     usable = (each for each in found if not (each.is_loopback or each.is_link_local))
