@@ -10,7 +10,10 @@ from quart import Blueprint, Response, request
 from trio_gateway.core.officers import Role
 from trio_gateway.services.account_rows import Overtaken, Refused
 from trio_gateway.services.catalog import discovered
+from trio_gateway.services.key_usage import KeyUsage
 from trio_gateway.services.keyring import COLUMNS
+from trio_gateway.services.usage import last_days
+from trio_gateway.web.admin.dashboard import charts
 from trio_gateway.web.admin.dashboard.changes import changes, noted, told
 from trio_gateway.web.admin.dashboard.forms import OVERLAPS, Fields, fields
 from trio_gateway.web.admin.dashboard.questions import NONE, Answer, answered
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
     from trio_gateway.services.account_rows import Row
 
+MONTH = 30  # days
 ACTS = 10  # of the latest, on a key's page
 
 blueprint = Blueprint("keys", __name__)
@@ -55,9 +59,13 @@ async def _page(key_id: str, answer: Answer = NONE) -> Response:
     tenant = await books().accounts.show(row["tenant_id"])
     acts = await books().reports.acts(None, ACTS, None, row["id"])
     reasons = [act["after"].get("reason") for act in acts if act["action"] == "key.revoke"]
+    days, usage = last_days(MONTH), KeyUsage(office().postgres)
+    used = await usage.of_one(row["id"], *days)
     return await page(
         "key.html",
         answer.status,
+        chart=charts.stacked(f"Tokens charged, last {MONTH} days", used, days, "day"),
+        last_used=(await usage.last_used([row["id"]])).get(row["id"]),
         answer=answer,
         key=row,
         tenant=tenant,

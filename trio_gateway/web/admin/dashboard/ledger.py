@@ -21,14 +21,20 @@ from trio_gateway.services.ledger_pages import LedgerFilter, LedgerPages
 from trio_gateway.web.admin.api.exports import STEP, export
 from trio_gateway.web.admin.api.ledger import LedgerRow
 from trio_gateway.web.admin.api.owners import key_id, tenant_id
-from trio_gateway.web.admin.dashboard.paging import PAGE, argument, instant_in, one_of
+from trio_gateway.web.admin.dashboard.paging import (
+    PAGE,
+    argument,
+    instant_in,
+    one_of,
+    place_in,
+    place_of,
+)
 from trio_gateway.web.admin.dashboard.shell import page
 from trio_gateway.web.admin.office import office
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Sequence
 
-    from trio_gateway.services.ledger_pages import Place
     from trio_gateway.web.admin.api.exports import Format
 
 SEARCHED = timedelta(days=31)  # in which a model or an outcome is searched for
@@ -51,7 +57,6 @@ BASES = {
     "none": "nothing: Ollama did no work for it",
 }
 _WORD = re.compile(r"[A-Za-z0-9_-]{1,100}")
-_PLACE = re.compile(r"([0-9]{1,17})\.([A-Za-z0-9_-]{1,100})")
 
 blueprint = Blueprint("ledger", __name__)
 
@@ -64,7 +69,7 @@ async def listing() -> Response:
     rows, error, wanted = list[Any](), None, LedgerFilter()
     try:
         wanted = await _wanted()
-        rows = await LedgerPages(office().postgres).listing(wanted, PAGE + 1, _place())
+        rows = await LedgerPages(office().postgres).listing(wanted, PAGE + 1, place_in("before"))
     except Refused as fault:
         error = fault
     return await page(
@@ -76,7 +81,7 @@ async def listing() -> Response:
         outcomes=[("", "all"), *((each, each.replace("_", " ")) for each in Outcome)],
         months=SEARCHED.days,
         before=argument("before"),
-        more=_place_of(rows[PAGE - 1]) if len(rows) > PAGE else None,
+        more=_more(rows),
         error=error,
     )
 
@@ -144,17 +149,8 @@ def _model(name: str) -> str | None:
         raise Refused(str(error), "model") from None
 
 
-def _place() -> Place | None:
-    """Return where the last page ended. Raises Refused."""
-    text = argument("before")
-    found = _PLACE.fullmatch(text)
-    if text and found is None:
-        raise Refused("must be the end of a page", "before")
-    if found is None:
+def _more(rows: Sequence[Any]) -> str | None:
+    if len(rows) <= PAGE:
         return None
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(found[1])), found[2]
-
-
-def _place_of(row: Mapping[str, Any]) -> str:
-    since = row["started_at"] - datetime(1970, 1, 1, tzinfo=UTC)
-    return f"{since // timedelta(microseconds=1)}.{row['request_id']}"
+    last = rows[PAGE - 1]
+    return place_of(last["started_at"], last["request_id"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from quart import request
 
@@ -11,6 +11,8 @@ from trio_gateway.services.account_rows import Refused
 
 PAGE = 50  # rows
 MOST = 200  # characters of an argument
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_PLACE = re.compile(r"(-?[0-9]{1,17})\.([A-Za-z0-9_-]{1,100})")
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
 
@@ -40,6 +42,23 @@ def instant_in(name: str) -> datetime | None:
     if not 1970 <= at.year < 9000:
         raise Refused("must be a date and a time such as 2030-12-31T23:59, in UTC", name)
     return at
+
+
+def place_in(name: str) -> tuple[datetime, str] | None:
+    """Return where a list by time and id goes on, as `place_of` wrote it. Raises Refused."""
+    text = argument(name)
+    found = _PLACE.fullmatch(text)
+    if text and found is None:
+        raise Refused("must be the end of a page", name)
+    try:
+        return (EPOCH + timedelta(microseconds=int(found[1])), found[2]) if found else None
+    except OverflowError:
+        raise Refused("must be the end of a page", name) from None
+
+
+def place_of(at: datetime, row_id: str) -> str:
+    """Write the place of a row in a list by time and id."""
+    return f"{(at - EPOCH) // timedelta(microseconds=1)}.{row_id}"
 
 
 def one_of(name: str, options: tuple[str, ...], usual: str | None = None) -> str:

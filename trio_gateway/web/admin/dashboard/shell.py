@@ -61,7 +61,7 @@ NOTES = {
 # Places in the navigation: address, name, and the icon's name. A heading is a name alone.
 NAVIGATION = (
     ("Traffic", (("/", "Overview"), ("/usage", "Usage"), ("/calls", "Live calls"))),
-    ("Access", (("/tenants", "Tenants and keys"), ("/models", "Models"))),
+    ("Access", (("/tenants", "Tenants and keys"), ("/keys", "Find a key"), ("/models", "Models"))),
     ("Batches", (("/batches", "Batches"), ("/files", "Files"))),
     (
         "Records",
