@@ -234,18 +234,6 @@ def by_keyboard(base_url: str, token: str) -> list[str]:
         return [first, outline, back]
 
 
-def no_news(base_url: str, token: str) -> str:
-    """Sign out in one tab: the other says since when it has no news."""
-    with signed_in(base_url, token) as page:
-        page.locator(".live.on").wait_for()
-        other = page.context.new_page()
-        other.goto("/tenants")
-        other.get_by_role("button", name="Sign out").click()
-        other.get_by_role("heading", name="Sign in").wait_for()
-        page.locator(".live.off").wait_for()
-        return str(page.locator(".live").inner_text())
-
-
 def faults_for_some(base_url: str, token: str, pages: list[str]) -> dict[str, list[str]]:
     """Run axe on pages in both themes; returns what is serious, by page and theme."""
     from axe_playwright_python.sync_playwright import Axe  # noqa: PLC0415 - may not be there

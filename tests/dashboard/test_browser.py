@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 
 import pytest
 
@@ -117,11 +116,6 @@ async def test_pages_work_by_keyboard(journey):
     assert skip == "Skip to the content"
     assert outline == "solid"
     assert back == "Delete…"
-
-
-async def test_a_page_says_since_when_it_has_no_news(journey):
-    """When its session ends elsewhere, an open page does not go on as if all were well."""
-    assert re.fullmatch(r"No news since \d\d:\d\d:\d\d UTC", await journey("no_news"))
 
 
 @pytest.mark.skipif(

@@ -5,18 +5,22 @@
 (() => {
   const QUIET = 5000; // milliseconds without an event that are news of their own
   const live = document.querySelector("[data-live-state]");
-  let last = 0;
+  const channel = new BroadcastChannel("live");
+  let last = Date.now();
   let saidAt = "";
   let wait = 2000;
+  let over = false; // the session is
+  let source = null;
+  let retry = 0;
+  let stop = null; // what ends this page's part in the stream, while it has one
 
   const say = (text, name) => {
-    if (live === null || live.textContent === text) return;
+    if (live.textContent === text) return;
     live.textContent = text;
     live.className = `live ${name}`;
   };
 
-  const take = (event) => {
-    const numbers = JSON.parse(event.data);
+  const take = (numbers) => {
     for (const place of document.querySelectorAll("[data-live]")) {
       const text = numbers[place.dataset.live];
       if (text !== undefined && place.textContent !== text) place.textContent = text;
@@ -26,42 +30,151 @@
     wait = 2000;
     if (numbers.missing.length) say(`No news of ${numbers.missing.join(" and ")}`, "off");
     else say(`Live, ${numbers.at}`, "on");
+    if (over) {
+      over = false;
+      follow();
+    }
   };
 
-  const listen = () => {
-    const source = new EventSource("/events");
-    source.onmessage = take;
-    source.onerror = () => {
-      if (source.readyState !== EventSource.CLOSED) return;
-      setTimeout(listen, wait);
+  const signedOut = () => {
+    over = true;
+    leave();
+    const link = document.createElement("a");
+    link.href = `/login?next=${encodeURIComponent(location.pathname + location.search)}`;
+    link.textContent = "sign in again";
+    live.className = "live off";
+    live.replaceChildren("Signed out: ", link);
+  };
+
+  const ended = (answer) => [401, 403].includes(answer.status) || answer.redirected;
+
+  const hear = (message) => (message.over ? signedOut() : take(message.numbers));
+  const tell = (message) => {
+    hear(message);
+    channel.postMessage(message);
+  };
+
+  const open = () => {
+    source = new EventSource("/events");
+    source.onmessage = (event) => tell({ numbers: JSON.parse(event.data) });
+    source.onerror = async () => {
+      if (source === null || source.readyState !== EventSource.CLOSED) return;
+      const closed = source;
+      const answer = await fetch("/events", { method: "HEAD" }).catch(() => null);
+      if (source !== closed) return; // this page has left meanwhile
+      if (answer !== null && ended(answer)) tell({ over: true });
+      else retry = setTimeout(open, wait);
       wait = Math.min(wait * 2, 60000);
     };
   };
 
+  const close = () => {
+    clearTimeout(retry);
+    source?.close();
+    source = null;
+  };
+
+  // Browsers open few connections to one host. So one page alone has a stream, and tells the others
+  // what comes; a page that is not seen has none. Without TLS there may be no locks: then each page
+  // that is seen has its own.
+  const join = () => {
+    if (stop !== null) return;
+    stop = close;
+    if (navigator.locks === undefined) {
+      open();
+      return;
+    }
+    const given = new AbortController();
+    stop = () => given.abort();
+    const turn = () => {
+      if (given.signal.aborted) return undefined;
+      open();
+      return new Promise((done) => {
+        stop = () => {
+          close();
+          done();
+        };
+      });
+    };
+    navigator.locks.request("live", { signal: given.signal }, turn).catch(() => {}); // it has left
+  };
+
+  const leave = () => {
+    stop?.();
+    stop = null;
+  };
+
+  const follow = () => {
+    if (document.hidden) leave();
+    else join();
+  };
+
   if (live !== null && live.dataset.liveState === "wanted") {
-    listen();
-    const began = Date.now();
+    channel.onmessage = (event) => hear(event.data);
+    document.addEventListener("visibilitychange", () => {
+      last = Date.now();
+      follow();
+    });
+    addEventListener("pagehide", leave);
+    addEventListener("pageshow", follow);
+    follow();
     setInterval(() => {
-      if (Date.now() - (last || began) > QUIET) {
-        say(saidAt ? `No news since ${saidAt}` : "No news", "off");
-      }
+      if (over || document.hidden || Date.now() - last <= QUIET) return;
+      say(saidAt ? `No news since ${saidAt}` : "No news", "off");
     }, 1000);
   }
 
-  // A part of the page with data-renew="seconds" is fetched again; it is left alone while in use.
+  // What only works with script is shown by it.
+  const enliven = (root) => {
+    for (const each of root.querySelectorAll("[data-copy], [data-scripted]")) each.hidden = false;
+  };
+  enliven(document);
+
+  // A part of the page with data-renew="seconds" is fetched again. It is left alone while a button
+  // is held down, which would be gone before it is let go.
+  let held = false;
+  for (const name of ["pointerdown", "keydown"]) addEventListener(name, () => { held = true; }, true);
+  for (const name of ["pointerup", "pointercancel", "dragend", "keyup", "blur"]) {
+    addEventListener(name, (event) => { if (name !== "blur" || event.target === window) held = false; }, true);
+  }
+
+  const USED = "a, button, summary, input, select, [tabindex]";
+  const marked = (each) => [
+    each.tagName,
+    each.closest("[data-row]")?.dataset.row,
+    each.getAttribute("href"),
+    each.getAttribute("aria-label") ?? each.textContent,
+  ].join("\n");
+
+  // Focus, opened tables and how far they are scrolled stay as they were.
+  const replace = (part, fresh) => {
+    const focused = part.contains(document.activeElement) ? document.activeElement : null;
+    const mark = focused && marked(focused);
+    const shown = [...part.querySelectorAll("details.data")].map((each) => each.open);
+    const places = [...part.querySelectorAll(".scroll")].map((each) => [each.scrollLeft, each.scrollTop]);
+    part.replaceChildren(...fresh.childNodes);
+    enliven(part);
+    part.querySelectorAll("details.data").forEach((each, place) => { each.open = shown[place] ?? false; });
+    part.querySelectorAll(".scroll").forEach((each, place) => each.scrollTo(...(places[place] ?? [0, 0])));
+    if (focused === null) return;
+    const again = [...part.querySelectorAll(USED)].find((each) => marked(each) === mark) ?? part;
+    if (again === part) part.tabIndex = -1;
+    again.focus({ preventScroll: true });
+  };
+
   for (const part of document.querySelectorAll("[data-renew]")) {
     const every = Number(part.dataset.renew) * 1000;
+    const busy = () => over || document.hidden || held || document.querySelector("dialog[open]");
     const renew = async () => {
-      const busy = document.hidden || part.contains(document.activeElement)
-        || part.querySelector("details[open]") || document.querySelector("dialog[open]");
-      if (!busy) {
+      if (!busy()) {
         try {
           const answer = await fetch(location.href, { headers: { "x-renewal": "1" } });
-          if (answer.status === 403 || answer.redirected) return;
           const page = new DOMParser().parseFromString(await answer.text(), "text/html");
           const fresh = page.getElementById(part.id);
-          if (fresh !== null) {
-            part.replaceChildren(...fresh.childNodes);
+          if (ended(answer)) {
+            signedOut();
+          } else if (fresh !== null && !busy()) {
+            replace(part, fresh);
             if (fresh.dataset.renew === undefined) return; // it is as it will stay
           }
         } catch {
@@ -85,8 +198,10 @@
   });
 
   const ask = (summary) => {
+    const details = summary.parentElement;
+    const form = details.querySelector(".ask");
+    if (form === null) return; // it is still in the dialog that was closed just now
     const dialog = document.createElement("dialog");
-    const form = summary.parentElement.querySelector(".ask");
     const title = form.querySelector("h2");
     title.id = "asked";
     dialog.setAttribute("aria-labelledby", title.id);
@@ -98,15 +213,18 @@
     dialog.addEventListener("close", () => {
       no.remove();
       title.removeAttribute("id");
-      summary.parentElement.append(form);
+      details.append(form);
       dialog.remove();
       summary.focus();
     });
     // Moved, not copied: ids stay unique.
+    details.open = false;
     dialog.append(form);
     document.body.append(dialog);
     dialog.showModal();
+    form.querySelector("[aria-invalid]")?.focus();
   };
+  for (const summary of document.querySelectorAll("details.confirm[open] > summary")) ask(summary);
 
   const copyText = async (button) => {
     const place = document.getElementById(button.dataset.copy);
@@ -118,9 +236,8 @@
       button.textContent = "Selected: press Ctrl+C";
     }
   };
-  for (const button of document.querySelectorAll("[data-copy]")) button.hidden = false;
 
   // A page that was answered to a form gets an address that can be loaded again.
-  const replace = document.querySelector("[data-address]");
-  if (replace !== null) history.replaceState(null, "", replace.dataset.address);
+  const address = document.querySelector("[data-address]");
+  if (address !== null) history.replaceState(null, "", address.dataset.address);
 })();
