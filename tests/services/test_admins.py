@@ -11,6 +11,7 @@ from trio_gateway.clients.bridge import open_bridge
 from trio_gateway.clients.postgres import open_postgres
 from trio_gateway.core.errors import StoreUnavailable
 from trio_gateway.core.officers import Officer, Role, lookup_of
+from trio_gateway.services import admins as admins_module
 from trio_gateway.services.account_rows import NotFound, Refused, Unfit
 from trio_gateway.services.admins import AdminBook, Admins
 from trio_gateway.services.logins import ACCOUNT_MOST, CLIENT_MOST, Logins
@@ -250,3 +251,17 @@ async def test_an_admin_is_not_over_when_it_is_made_or_rotated(book, postgres):
     with pytest.raises(Unfit) as caught:
         await book.rotate("ada")
     assert caught.value.param == "admin"
+
+
+async def test_there_are_no_more_admins_than_a_list_has_room_for(book, postgres):
+    """One more is refused, and comes in once another is deleted."""
+    await postgres.fetch(
+        "INSERT INTO gateway.admins (id, name, role, lookup, hash)"
+        " SELECT 'adm_' || n, 'a' || n, 'viewer', 'l' || n, '' FROM generate_series(1, $1::int) n",
+        admins_module.MOST,
+    )
+    with pytest.raises(Unfit, match="there are 1000 admins already"):
+        await book.create("ada", "admin")
+    await book.delete("a1")
+    await book.create("ada", "admin")
+    assert len(await book.listing()) == admins_module.MOST

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from trio_gateway.clients.postgres import Connection, Postgres
     from trio_gateway.services.secrets import Secrets
 
+MOST = 1000  # admins, so that each list has them all
 PROVEN = 1000  # tokens remembered
 SCRAPED = 100  # tokens remembered for the scrape,
 SCRAPE_MEMORY = 300.0  # for so many seconds
@@ -55,6 +56,7 @@ SELECT * FROM gateway.admins WHERE lookup = $1 AND disabled_at IS NULL
     AND (expires_at IS NULL OR expires_at > now())
 """
 
+_LIST = "SELECT * FROM gateway.admins ORDER BY name LIMIT $1"
 _LEFT = """
 SELECT count(*) FROM gateway.admins WHERE role = 'admin' AND disabled_at IS NULL
     AND (expires_at IS NULL OR expires_at > now())
@@ -207,7 +209,7 @@ class AdminBook:
 
     async def listing(self) -> list[Row]:
         """Return all admins by name."""
-        rows = await self._postgres.fetch("SELECT * FROM gateway.admins ORDER BY name")
+        rows = await self._postgres.fetch(_LIST, MOST)
         return [shown_admin(dict(row)) for row in rows]
 
     async def show(self, name: str) -> Row:
@@ -244,6 +246,8 @@ class AdminBook:
         return await self._postgres.transact(self._delete, name)
 
     async def _create(self, connection: Connection, values: Row) -> Row:
+        if await connection.fetchval("SELECT count(*) FROM gateway.admins") >= MOST:
+            raise Unfit(f"there are {MOST} admins already; delete those that are over")
         await insert(connection, "admins", values)
         row = await find_admin(connection, values["id"])
         await self._write(connection, "admin.create", None, row)
