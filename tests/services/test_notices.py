@@ -148,11 +148,30 @@ async def test_the_same_budget_is_noticed_again_in_the_next_period(books):
     assert {row["period_start"] for row in starts} == {now.date(), (now - DAY).date()}
 
 
-async def test_a_lowered_budget_is_noticed_at_the_next_call(books):
+async def test_a_changed_budget_is_noticed_by_the_change(books):
+    """Whatever changed it: smaller, larger, of another period, for a while or no more."""
+    who = await books.tenant("acme", {"budget": 1000}, budget=1000)
+    await books.charge(who, 104)
+    await books.accounts.update("acme", {"weight_share": 2, "requests_per_minute": 5})
+    assert await books.seen() == []
+    await books.accounts.update("acme", {"budget": 100})
+    assert await books.seen() == [("t", 80, 100, 104), ("t", 100, 100, 104)]
+    await books.accounts.extend("acme", 25, timedelta(hours=1))
+    assert (await books.seen())[2:] == [("t", 80, 125, 104)]
+    await books.accounts.end_extension("acme")
+    await books.accounts.update("acme", {"budget": 10_000})
+    assert len(await books.seen()) == 3
+    await books.accounts.update("acme", {"budget": 130, "budget_period": "total"})
+    assert (await books.seen())[3:] == [("t", 80, 130, 104)]
+    await books.keyring.update(who.key.id, {"budget": 105})
+    assert (await books.seen())[4:] == [("k", 80, 105, 104)]
+
+
+async def test_a_budget_lowered_by_hand_is_noticed_at_the_next_call(books):
     """Whatever the way to 80 per cent, and although this call costs nothing."""
     who = await books.tenant("acme", budget=1000)
     await books.charge(who, 90)
-    await books.accounts.update("acme", {"budget": 100})
+    await books.postgres.fetch("UPDATE gateway.tenants SET budget = 100")
     assert await books.seen() == []
     await books.charge(who, 0)
     assert await books.seen() == [("t", 80, 100, 90)]
@@ -168,8 +187,8 @@ async def test_writers_that_notice_the_same_at_once_all_store_their_rows(books, 
     """Ten calls that cost nothing end together, and each may find that a notice is due."""
     who = await books.tenant("acme", {"budget": 1000}, budget=1000)
     await books.charge(who, 90)
-    await books.accounts.update("acme", {"budget": 100})
-    await books.keyring.update(who.key.id, {"budget": 90})
+    await books.postgres.fetch("UPDATE gateway.tenants SET budget = 100")
+    await books.postgres.fetch("UPDATE gateway.api_keys SET budget = 90")
 
     async def hold_back(connection):
         await connection.execute("LOCK TABLE gateway.budget_notices IN SHARE MODE")
@@ -202,9 +221,13 @@ async def test_a_temporary_increase_counts_while_it_lasts(books):
     assert await books.seen() == []
     await books.charge(who, 1)
     assert await books.seen() == [("t", 80, 200, 160)]
-    await books.accounts.end_extension("acme")
+    await books.postgres.fetch("UPDATE gateway.tenants SET budget_extra_until = now()")
+    (row,) = await books.notices.current()
+    assert (row["threshold"], row["budget"], row["spent"]) == (100, 100, 160)
     await books.charge(who, 0)
     assert (await books.seen())[1:] == [("t", 80, 100, 160), ("t", 100, 100, 160)]
+    (row,) = await books.notices.current()
+    assert (row["threshold"], row["budget"], row["spent"]) == (100, 100, 160)
 
 
 @pytest.mark.parametrize("budget", [None, 0])
@@ -317,7 +340,7 @@ async def test_notices_are_read_by_page_and_by_condition(books):
 
 
 async def test_what_is_near_its_end_is_so_now(books):
-    """The spent ones first; neither a raised budget nor another period is listed."""
+    """The spent ones first; neither what a raised budget was nor another period is listed."""
     total = await books.tenant("total", budget=100, budget_period="total")
     far = await books.tenant("far", budget=1000)
     near = await books.tenant("near", {"budget": 50, "name": "k"}, budget=1000)
@@ -328,7 +351,7 @@ async def test_what_is_near_its_end_is_so_now(books):
         await books.charge(who, 45 if who is near else 100)
     await books.charge(far, 90, at=datetime.now(UTC) - DAY)
     await books.charge(near, 1)
-    await books.accounts.update("raised", {"budget": 101})
+    await books.accounts.update("raised", {"budget": 126})
     await books.accounts.update("changed", {"budget_period": "month"})
     await books.accounts.delete("gone")
     rows = await books.notices.current()
@@ -336,10 +359,30 @@ async def test_what_is_near_its_end_is_so_now(books):
         (row["tenant"], row["key"], row["threshold"], row["spent"], row["period_start"])
         for row in rows
     ] == [
+        ("changed", None, 100, 100, datetime.now(UTC).date().replace(day=1).isoformat()),
         ("total", None, 100, 100, None),
         ("near", "k", 80, 46, datetime.now(UTC).date().isoformat()),
     ]
-    assert [row["tenant"] for row in await books.notices.current(1)] == ["total"]
+    assert [row["tenant"] for row in await books.notices.current(2)] == ["changed", "total"]
+
+
+async def test_what_is_near_its_end_follows_each_change_of_a_budget(books):
+    """Each budget is listed once, by its size of now and what is spent of it."""
+    who = await books.tenant("acme", budget=10_000)
+    await books.charge(who, 104)
+
+    async def current():
+        return [(row["threshold"], row["budget"]) for row in await books.notices.current()]
+
+    assert await current() == []
+    for budget, listed in ((100, 100), (130, 80), (500, None), (101, 100), (100, 100), (0, None)):
+        await books.accounts.update("acme", {"budget": budget})
+        assert await current() == ([] if listed is None else [(listed, budget)])
+    await books.accounts.update("acme", {"budget": 100})
+    await books.accounts.extend("acme", 25, timedelta(hours=1))
+    assert await current() == [(80, 125)]
+    await books.accounts.update("acme", {"budget": None})
+    assert await current() == []
 
 
 MANY = (

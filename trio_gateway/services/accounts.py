@@ -21,6 +21,7 @@ from trio_gateway.services.account_rows import (
     update,
     write_event,
 )
+from trio_gateway.services.budgets import notice_change
 from trio_gateway.services.extensions import ENDED, extension
 from trio_gateway.services.tenant_rows import LIMITS
 
@@ -165,6 +166,7 @@ class Accounts:
         before = await find_tenant(connection, name, lock=True)
         check_seen(before, seen or {}, values)
         await update(connection, "tenants", before["id"], values)
+        await notice_change(connection, f"t:{before['id']}", values)
         after = await find_tenant(connection, before["id"])
         await write_event(connection, (self._actor, action, before["id"]), before, after)
         return after

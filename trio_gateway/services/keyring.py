@@ -24,6 +24,7 @@ from trio_gateway.services.account_rows import (
     update,
     write_event,
 )
+from trio_gateway.services.budgets import notice_change
 from trio_gateway.services.extensions import ENDED, extension
 from trio_gateway.services.instants import check_end, check_instant
 from trio_gateway.services.key_rows import SELECT, page
@@ -185,6 +186,7 @@ class Keyring:
         owner = await find_tenant(connection, before["tenant_id"])
         check_narrows(_changed(before, values), owner)
         await update(connection, "api_keys", before["id"], values)
+        await notice_change(connection, f"k:{before['id']}", values)
         after = await self._find(connection, before["id"])
         await self._write(connection, action, before, after)
         return after
