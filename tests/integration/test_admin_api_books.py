@@ -303,11 +303,14 @@ async def test_webhooks_are_made_changed_and_removed(admin):
     assert rotated["secret"] != made["secret"]
     changed = await done(admin, "PATCH", "/webhooks/hook", {"tenant": None, "disabled": True})
     assert (changed["tenant"], changed["disabled_at"] is None) == (None, False)
-    assert (await admin.ask("POST", "/webhooks/hook/test")).status_code == 400
+    assert (await admin.ask("POST", "/webhooks/hook/test")).status_code == 409
     await done(admin, "PATCH", "/webhooks/hook", {"disabled": False})
     delivery = await done(admin, "POST", "/webhooks/hook/test")
     found = (await done(admin, "GET", "/webhooks/hook"))["deliveries"]
-    assert [each["id"] for each in found] == [delivery["id"]]
+    assert [(each["id"], each["message_id"], each["created_at"]) for each in found] == [
+        (delivery["id"], delivery["message_id"], delivery["created_at"])
+    ]
+    assert delivery["message_id"].startswith("msg_")
     await done(admin, "DELETE", "/webhooks/hook")
     assert (await done(admin, "GET", "/webhooks"))["data"] == []
 

@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from tests.account import caller, past_row
-from trio_gateway.services.account_rows import NotFound, Refused
+from trio_gateway.services.account_rows import NotFound, Refused, Unfit
 from trio_gateway.services.accounts import Accounts
 from trio_gateway.services.ledger.ledger import Ledger
 from trio_gateway.services.notices.addresses import check_url, parse_hosts
@@ -169,7 +169,7 @@ async def test_a_test_message_is_refused_where_none_could_be_sent(book, postgres
         await WebhookBook(postgres, "test", "other.example.com").test("ops")
     assert caught.value.param == "url"
     await book.update("ops", {"disabled": True})
-    with pytest.raises(Refused, match="disabled"):
+    with pytest.raises(Unfit, match="disabled"):
         await book.test("ops")
     assert (await book.show("ops"))["deliveries"] == []
 

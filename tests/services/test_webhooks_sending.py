@@ -46,14 +46,14 @@ class Desk:
     def book(self):
         return WebhookBook(self.postgres, "test", self.hosts)
 
-    async def notice(self, count=1):
-        """Have so many tenants spend 80 per cent of a budget."""
+    async def notice(self, count=1, spent=80):
+        """Have so many tenants spend 80 per cent of a budget, or more at once."""
         now = int(datetime.now(UTC).timestamp() * 1_000_000)
         for _ in range(count):
             name = f"t{len(self.secrets)}-{datetime.now(UTC):%f}"
             tenant = await Accounts(self.postgres, "test").create(name, {"budget": 100})
             who = caller(tenant_id=tenant["id"], key_id="gone")
-            await Ledger(self.postgres).write([past_row(who, 80, now)])
+            await Ledger(self.postgres).write([past_row(who, spent, now)])
 
     async def start(self, hosts=None, limit=20.0, noticed=lambda _: None):
         """Begin to send, as a process of its own would; return its scope."""
@@ -170,6 +170,27 @@ async def test_two_processes_deliver_each_notice_once(desk, receiver, database):
         await at_rest(other)
     assert len({got.id for got in receiver.got}) == len(receiver.got) == 40
     assert {row["attempts"] for row in await desk.rows()} == {1}
+
+
+@pytest.mark.parametrize("answer", [204, 500])
+async def test_80_per_cent_is_told_before_100(desk, receiver, database, answer):
+    """Where one call passes both and two processes send; the first need not be taken."""
+    receiver.always = answer
+    await desk.webhook(receiver)
+    await desk.notice(10, spent=100)
+    async with open_bridge() as bridge, open_postgres(bridge, database, size=4) as other:
+        twin = Desk(other, database, desk.nursery)
+        scopes = [await desk.start(), await twin.start(desk.hosts)]
+        while len({got.id for got in receiver.got}) < 20:
+            await receiver.until(len(receiver.got) + 1)
+        for scope in scopes:
+            scope.cancel()
+        await at_rest(other)
+    came: dict[str, list[int]] = {}
+    for got in receiver.got:
+        came.setdefault(got.json["data"]["tenant"]["id"], []).append(got.json["data"]["threshold"])
+    assert [thresholds[0] for thresholds in came.values()] == [80] * 10
+    assert answer == 500 or list(came.values()) == [[80, 100]] * 10
 
 
 async def test_a_receiver_that_was_down_gets_it_when_it_is_up(desk):

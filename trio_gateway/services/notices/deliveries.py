@@ -47,16 +47,25 @@ KEEP = timedelta(days=90)
 PRUNE_EVERY = 3600.0  # seconds
 PRUNE_AT_ONCE = 5000  # rows
 
-# Webhooks in any order, so that none is always first; of each what has waited longest.
+# Webhooks in any order, so that none is always first; of each what has waited longest. Of a budget
+# that passed both thresholds at once, the greater waits for the end of the smaller's first attempt.
 CLAIM = """
 WITH due AS (
     SELECT d.id FROM (
         SELECT id FROM gateway.webhooks WHERE disabled_at IS NULL AND id <> ALL($1::text[])
         ORDER BY random()
     ) w CROSS JOIN LATERAL (
-        SELECT id FROM gateway.deliveries
+        SELECT id FROM gateway.deliveries d
         WHERE webhook_id = w.id AND state = 'waiting' AND next_at <= now()
-        ORDER BY next_at LIMIT $2 FOR UPDATE SKIP LOCKED
+            AND NOT EXISTS (
+                SELECT FROM gateway.budget_notices n
+                JOIN gateway.budget_notices f ON f.scope = n.scope AND f.period = n.period
+                    AND f.period_start = n.period_start AND f.threshold < n.threshold
+                    AND f.budget = n.budget
+                JOIN gateway.deliveries e ON e.notice_id = f.id AND e.webhook_id = w.id
+                WHERE n.id = d.notice_id AND e.state = 'waiting'
+                    AND e.status_code IS NULL AND e.error IS NULL)
+        ORDER BY next_at, id LIMIT $2 FOR UPDATE SKIP LOCKED
     ) d LIMIT $3
 ), claimed AS (
     UPDATE gateway.deliveries d SET attempts = attempts + 1, next_at = now() + $4

@@ -11,6 +11,7 @@ from trio_gateway.services.account_rows import (
     Refused,
     Row,
     Taken,
+    Unfit,
     find_tenant,
     insert,
     new_id,
@@ -177,11 +178,11 @@ class WebhookBook:
     async def _test(self, connection: Connection, name: str) -> Row:
         row = await _find(connection, name, lock=True)
         if row["disabled_at"] is not None:
-            raise Refused("the webhook is disabled")
+            raise Unfit("the webhook is disabled; enable it first", "webhook")
         check_url(row["url"], self._hosts)
         delivery = await connection.fetchrow(
             "INSERT INTO gateway.deliveries (webhook_id) VALUES ($1)"
-            " RETURNING id, state, attempts, status_code, error",
+            " RETURNING id, message_id, state, attempts, status_code, error, created_at, next_at",
             row["id"],
         )
         await self._write(connection, "test", row, row)

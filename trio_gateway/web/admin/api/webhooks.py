@@ -152,7 +152,7 @@ async def rotate_webhook(webhook: str) -> Any:
     return await books().webhooks.rotate(webhook)
 
 
-@section.post("/webhooks/<webhook>/test", Delivery)
+@section.post("/webhooks/<webhook>/test", Delivery, conflicts=True)
 async def test_webhook(webhook: str) -> Any:
     """Have a test message sent, and say how far it is."""
     return await books().webhooks.test(webhook)
