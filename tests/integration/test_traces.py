@@ -141,11 +141,36 @@ async def test_a_lost_client_ends_the_phase_that_it_left_in(traced, collector):
     assert root.status.code == ERROR
 
 
-async def test_a_refusal_says_where_it_happened(traced, collector):
-    """A body that is refused, a model that is not there: the phase and the code."""
+@pytest.mark.parametrize("how", ["left", "failed"])
+async def test_a_stream_that_broke_off_is_marked(traced, collector, how):
+    """By whichever end: the client's in the middle of it, or the backend's."""
     async with traced() as world:
-        await world.post("/v1/chat/completions", CHAT | {"temperature": "canary-value"})
-        await world.post("/v1/chat/completions", CHAT | {"model": "canary-model"})
+        if how == "left":
+            world.sim.play(Script(flood=True, token_gap=0.01))
+            async with calling(world, NATIVE) as caller:
+                await caller.until(b'"done":false')
+                await caller.until(b'"done":false')
+                caller.reset()
+                await world.sim.until(lambda sim: not sim.open)
+        else:
+            world.sim.play(Script(tokens=5, ending="die", after=2))
+            await world.post("/v1/chat/completions", CHAT | {"stream": True})
+        await world.settled()
+    (root,) = collector.roots()
+    phases = children(collector, root)
+    assert [span.name for span in phases] == NAMES
+    assert [span.name for span in phases if span.status.code == ERROR] == ["stream"]
+    assert root.status.code == ERROR
+
+
+async def test_a_refusal_says_where_it_happened(traced, collector):
+    """A body that is refused, a model that is not there: the phase, the code and the request."""
+    async with traced() as world:
+        answers = [
+            await world.post("/v1/chat/completions", CHAT | {"temperature": "canary-value"}),
+            await world.post("/v1/chat/completions", CHAT | {"model": "canary-model"}),
+        ]
+    ids = {answer.headers["x-request-id"] for answer in answers}
     bad_body, no_model = sorted(collector.roots(), key=lambda span: span.start_time_unix_nano)
     for root, broken, code, status in (
         (bad_body, "parse", "invalid_request", 400),
@@ -154,6 +179,7 @@ async def test_a_refusal_says_where_it_happened(traced, collector):
         assert children(collector, root)[-1].name == broken
         found = attributes(root)
         assert (found["error.type"], found["http.response.status_code"]) == (code, status)
+        assert found["trio_gateway.request_id"] in ids
         assert "gen_ai.request.model" not in found
         assert root.name == "chat"
 

@@ -50,6 +50,7 @@ class Timeline:
     last_byte: float | None = None  # the answer's last piece was handed on
     closed: float | None = None  # upstream needs no GPU for this any more
     settled: float | None = None
+    request_id: str = ""  # of a request that is traced
     endpoint: str = ""
     model: str = ""
     batch: bool = False

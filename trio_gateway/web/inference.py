@@ -93,6 +93,7 @@ def _timeline(gateway: Gateway, asked: Request) -> Timeline:
     if gateway.observer.tracing is not None:
         named = [value for name, value in asked.scope["headers"] if name == b"traceparent"]
         timeline.parent = named[0] if len(named) == 1 else b""
+        timeline.request_id = asked.request_id
     return timeline
 
 

@@ -90,7 +90,7 @@ class Tracer:
         root.end(clock.at(end))
 
     def _phases(self, root: Span, timeline: Timeline, clock: _Clock, end: float) -> None:
-        inside = set_span_in_context(root)
+        inside, error = set_span_in_context(root), _error_of(timeline)
         for name, since, until, complete in timeline.phases(end):
             span = self._tracer.start_span(
                 name,
@@ -98,8 +98,9 @@ class Tracer:
                 kind=KINDS.get(name, SpanKind.INTERNAL),
                 start_time=clock.at(since),
             )
-            if not complete:
-                span.set_status(Status(StatusCode.ERROR, _error_of(timeline) or "broken off"))
+            # The stamp that ends a stream says that it is over, and not that it came to its end.
+            if not complete or (name == "stream" and error):
+                span.set_status(Status(StatusCode.ERROR, error or "broken off"))
             span.end(clock.at(until))
 
     async def close(self) -> None:
@@ -142,6 +143,8 @@ def _attributes(timeline: Timeline) -> dict[str, AttributeValue]:
     status = row.status_code if row is not None else timeline.status
     if status:
         found["http.response.status_code"] = status
+    if timeline.request_id:
+        found["trio_gateway.request_id"] = timeline.request_id
     if error := _error_of(timeline):
         found["error.type"] = error
     if row is not None:
