@@ -93,7 +93,7 @@ async def keep(
         await trio.lowlevel.checkpoint_if_cancelled()
         since = trio.current_time()
         try:
-            await kept.begin()
+            await _begin(kept)
             if begun:
                 say("restarted", what=kept.name)
             else:
@@ -111,3 +111,11 @@ async def keep(
         pause = min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE)
         say("restarting", what=kept.name, reason=reason, pause=pause)
         await trio.sleep(pause)
+
+
+async def _begin(kept: Kept) -> None:
+    """Start it; no process, memory or descriptor to be had just now is a start that failed."""
+    try:
+        await kept.begin()
+    except OSError as error:
+        raise StartFailed(f"{kept.name} cannot be started: {error.strerror or error}") from error

@@ -87,10 +87,13 @@ class KeptWorker:
 
     def preload(self) -> None:
         """Start the process; it imports the application and then waits for `begin`."""
-        reading, ready = os.pipe()
-        go, writing = os.pipe()
-        self._ready, self._go = trio.lowlevel.FdStream(reading), trio.lowlevel.FdStream(writing)
-        try:
+        with contextlib.ExitStack() as theirs:
+            reading, ready = os.pipe()
+            theirs.callback(os.close, ready)
+            self._ready = trio.lowlevel.FdStream(reading)
+            go, writing = os.pipe()
+            theirs.callback(os.close, go)
+            self._go = trio.lowlevel.FdStream(writing)
             self._child = Child(
                 [sys.executable, "-P", "-m", "trio_gateway.worker", self._application],
                 environ={
@@ -104,9 +107,6 @@ class KeptWorker:
                 # stdout belongs to the supervisor's one line
                 output=2,
             )
-        finally:
-            os.close(ready)
-            os.close(go)
 
     async def begin(self) -> None:
         """As Kept."""

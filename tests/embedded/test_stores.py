@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import select
 import shutil
 import signal
@@ -16,6 +17,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 import redis
+import trio
+import trio.testing
 
 from trio_gateway.datadir import DataDir, DataDirInUse
 from trio_gateway.embedded import postgres, stores
@@ -267,6 +270,28 @@ async def test_a_child_can_be_awaited_from_trio():
     other = Child(["/bin/sleep", "60"])
     other.send(signal.SIGTERM)
     assert await other.wait() == -signal.SIGTERM
+
+
+async def test_a_child_is_awaited_without_a_descriptor_too():
+    """Where none is free it is looked at now and then, and found out all the same."""
+    child = Child(["/bin/sleep", "600"])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    codes = []
+
+    async def wait():
+        codes.append(await child.wait())
+
+    try:
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait)
+                await trio.testing.wait_all_tasks_blocked()
+                child.send(signal.SIGTERM)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        child.send(signal.SIGKILL)
+    assert codes == [-signal.SIGTERM]
 
 
 def test_the_sockets_of_a_long_path_avoid_a_squatted_name(tmp_path):

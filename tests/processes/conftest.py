@@ -94,6 +94,10 @@ class Installation:
                 found.setdefault(role, []).append(each)
         return found
 
+    def descriptors(self):
+        """Return the numbers of the supervisor's open descriptors."""
+        return {int(each.name) for each in Path(f"/proc/{self.popen.pid}/fd").iterdir()}
+
     def stop(self, signum=signal.SIGTERM):
         self.popen.send_signal(signum)
         return self.finish()

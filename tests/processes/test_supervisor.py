@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 from urllib.parse import urlsplit
@@ -113,7 +114,7 @@ def test_a_call_that_outlives_the_drain_time_is_cut(quickstart):
 
 
 @pytest.mark.parametrize(
-    ("mode", "words"), [("fail", "the database cannot be reached"), ("raise", "no such store")]
+    ("mode", "words"), [("fail", "the database cannot be reached"), ("raise", "OSError")]
 )
 def test_a_worker_that_cannot_start_stops_the_start_with_its_reason(launch, tmp_path, mode, words):
     """One sentence from the worker, one from the supervisor, exit code 1, nothing left."""
@@ -137,3 +138,24 @@ def test_a_signal_during_the_start_ends_it_in_order(launch, tmp_path):
     assert (code, out) == (0, "")
     for pid in pids:
         wait_gone(pid)
+
+
+def test_a_worker_that_cannot_be_started_for_now_is_tried_again(quickstart):
+    """No descriptor, no memory or no process to be had: the rest goes on, and nothing leaks."""
+    running = quickstart()
+    pid, before = running.popen.pid, running.children()
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    used = running.descriptors()
+    free = [number for number in range(3, len(used) + 5) if number not in used]
+    # room for one of the two pipes that a worker wants
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free[1] + 1, hard))
+    os.kill(before["worker"][0], signal.SIGKILL)
+    reasons = [running.hear("restarting", "worker")["reason"] for _ in range(4)]
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+    assert reasons[0] == "ended with exit code -9"
+    assert all("Too many open files" in reason for reason in reasons[1:])
+    running.hear("restarted", "worker")
+    assert running.get() == str(running.children()["worker"][0])
+    assert running.children()["postgres"] == before["postgres"]
+    assert len(running.descriptors()) <= len(used)
+    assert running.stop()[0] == 0

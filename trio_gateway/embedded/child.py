@@ -17,6 +17,7 @@ from trio_gateway.embedded import launch
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+POLL_SECONDS = 0.1
 LAUNCHER = str(Path(launch.__file__).resolve())
 
 
@@ -90,6 +91,9 @@ class Child:
             try:
                 pidfd = os.pidfd_open(self.pid)
             except ProcessLookupError:
+                continue
+            except OSError:  # no descriptor to be had just now
+                await trio.sleep(POLL_SECONDS)
                 continue
             try:
                 await trio.lowlevel.wait_readable(pidfd)
