@@ -117,7 +117,7 @@ def _exported(page: Any) -> None:
     for name, column in (("Export as CSV", "label"), ("Export every call", "tenant")):
         with page.expect_download() as download:
             page.get_by_role("link", name=name).click()
-        text = Path(download.value.path()).read_text(encoding="utf-8")
+        text = Path(download.value.path()).read_text(encoding="utf-8-sig")
         rows = list(csv.DictReader(io.StringIO(text)))
         assert {row[column] for row in rows} == {"billing"}, text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import html
 import json
 import re
@@ -413,6 +414,24 @@ async def test_exports_run_nothing_in_a_spreadsheet(world, visitor):
     assert len(sums) == 2
     assert "acme" in sums[1]
     assert (await visitor.get("/ledger.csv?tenant=nobody")).status_code == 404
+
+
+async def test_spreadsheets_are_told_that_an_export_is_utf8(world, admin, visitor):
+    """CSV of the dashboard begins with UTF-8's mark, once; the API's, and JSON lines, do not."""
+    key = await world.keyring.issue("acme", {"name": "日本"})
+    body = {"model": "llama3.2", "messages": [{"role": "user", "content": "hello"}]}
+    assert (await world.post("/v1/chat/completions", body, key)).status_code == 200
+    await world.settled()
+    for path in ("/ledger.csv", "/audit.csv", "/usage.csv?by=tenant"):
+        content = (await visitor.get(path)).content
+        assert (content[:3], content.count(codecs.BOM_UTF8)) == (codecs.BOM_UTF8, 1), path
+    assert "日本" in (await visitor.get("/ledger.csv")).content.decode("utf-8-sig")
+    plain = [(await visitor.get("/ledger.jsonl")).content]
+    for path in ("/ledger?format=csv", "/ledger?format=jsonl"):
+        plain.append((await admin.ask("GET", path)).content)
+    for content in plain:
+        assert "日本".encode() in content
+        assert codecs.BOM_UTF8 not in content
 
 
 async def test_webhooks_are_made_and_tested(world):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
 import re
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
@@ -16,7 +18,7 @@ from trio_gateway.clients.postgres import NotMigrated
 from trio_gateway.core.errors import GatewayError, InvalidCall
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from trio_gateway.web.admin.api.shapes import Answer, Query
 
@@ -27,6 +29,7 @@ Format = Literal["json", "csv", "jsonl"]
 CSV = "text/csv; charset=utf-8"
 JSONL = "application/jsonl"
 MEDIA = ("text/csv", JSONL)
+MARK = codecs.BOM_UTF8
 STEP = 1000  # rows read at once
 # A spreadsheet takes a cell that begins so for a formula; some split at a semicolon or a tab.
 _FORMULA = re.compile(r"[\t\r\n]|(?:.*[;\t])?\s*[=+\-@\uff1d\uff0b\uff0d\uff20]", re.DOTALL)
@@ -54,30 +57,35 @@ async def export(
     shape: type[Answer],
     wanted: Format,
     pages: AsyncIterator[Sequence[Mapping[str, Any]]],
+    *,
+    marked: bool = False,
 ) -> Response:
-    """Answer with every row of `pages`, in `shape`; the first is read before the answer begins."""
+    """Answer with every row of `pages`, in `shape`; the first is read before the answer begins.
+
+    CSV that is `marked` says that it is UTF-8; without, spreadsheets take it for something else.
+    """
     first: Sequence[Mapping[str, Any]] = ()
     with suppress(StopAsyncIteration):  # nothing matches
         first = await anext(pages)
     encode = _csv if wanted == "csv" else _jsonl
+    head = (MARK if marked else b"") + _lines([[*shape.model_fields]]) if wanted == "csv" else b""
     ending = "csv" if wanted == "csv" else "jsonl"
     headers = {"content-disposition": f'attachment; filename="{name}.{ending}"'}
     media = CSV if wanted == "csv" else JSONL
-    return Response(_written(shape, encode, first, pages), 200, headers, content_type=media)
+    body = _written(head, partial(encode, shape), first, pages)
+    return Response(body, 200, headers, content_type=media)
 
 
 async def _written(
-    shape: type[Answer],
-    encode: Any,
+    head: bytes,
+    encode: Callable[[Sequence[Mapping[str, Any]]], bytes],
     first: Sequence[Mapping[str, Any]],
     pages: AsyncIterator[Sequence[Mapping[str, Any]]],
 ) -> AsyncIterator[bytes]:
-    if encode is _csv:
-        yield _lines([[*shape.model_fields]])
-    yield encode(shape, first)
+    yield head + encode(first)
     try:
         async for page in pages:
-            yield encode(shape, page)
+            yield encode(page)
     except (GatewayError, NotMigrated) as error:
         # The status is gone: the connection breaks off, so that nobody takes a part for all.
         log.warning("export_broke", error=type(error).__name__)

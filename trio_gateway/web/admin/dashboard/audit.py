@@ -45,7 +45,7 @@ async def acts() -> Response:
 @blueprint.get("/audit.<any(csv,jsonl):kind>")
 async def send(kind: Format) -> Response:
     """Send every change that is asked for, the latest first."""
-    return await export("audit", Act, kind, _pages(_asked()))
+    return await export("audit", Act, kind, _pages(_asked()), marked=True)
 
 
 async def _pages(asked: dict[str, str]) -> AsyncIterator[list[dict[str, Any]]]:

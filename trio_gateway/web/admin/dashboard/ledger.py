@@ -103,7 +103,8 @@ async def send(kind: Format) -> Response:
     """Send every call that is asked for, the newest first."""
     wanted = await _wanted()
     days = [f"{at:%Y-%m-%d}" for at in (wanted.since, wanted.until) if at is not None]
-    return await export("-".join(["ledger", *days]), LedgerRow, kind, _pages(wanted))
+    name = "-".join(["ledger", *days])
+    return await export(name, LedgerRow, kind, _pages(wanted), marked=True)
 
 
 async def _pages(wanted: LedgerFilter) -> AsyncIterator[Sequence[Any]]:

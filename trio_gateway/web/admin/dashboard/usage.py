@@ -97,7 +97,8 @@ async def sums() -> Response:
         yield rows
 
     shape = KeyDay if asked.by == "key" else UsageRow
-    return await export(f"usage-by-{asked.by}-{asked.span.name}", shape, "csv", once())
+    name = f"usage-by-{asked.by}-{asked.span.name}"
+    return await export(name, shape, "csv", once(), marked=True)
 
 
 def _asked() -> Asked:
