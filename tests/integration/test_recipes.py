@@ -156,7 +156,7 @@ async def test_the_proxy_of_the_admin_listener_lets_its_own_name_in(world, tmp_p
         certificates = f"/etc/ssl/{own}"
         site = replaced(
             nginx_block(GUIDE, "The admin listener"),
-            ("listen 443 ssl", f"listen 127.0.0.1:{port} ssl"),
+            ("listen 443 ssl http2;", f"listen 127.0.0.1:{port} ssl http2;"),
             (f"{certificates}/fullchain.pem", str(tmp_path / "fullchain.pem")),
             (f"{certificates}/privkey.pem", str(tmp_path / "privkey.pem")),
             ("allow 10.0.0.0/8", "allow 127.0.0.0/8"),
@@ -166,10 +166,11 @@ async def test_the_proxy_of_the_admin_listener_lets_its_own_name_in(world, tmp_p
         async with (
             nginx(tmp_path / "admin", port, site),
             httpx.AsyncClient(
-                base_url=f"https://127.0.0.1:{port}", verify=trusted, timeout=60
+                base_url=f"https://127.0.0.1:{port}", verify=trusted, timeout=60, http2=True
             ) as client,
         ):
             ours = await client.get("/login", headers={"host": own})
             other = await client.get("/login", headers={"host": "evil.example.com"})
     assert (ours.status_code, other.status_code) == (200, 421)
+    assert ours.http_version == "HTTP/2"  # browsers open few connections of HTTP/1.1 to a host
     assert "secure" in ours.headers["set-cookie"].lower()
