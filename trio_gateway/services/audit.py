@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trio_gateway.clients.postgres import NotMigrated
 from trio_gateway.core.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -134,7 +133,7 @@ class AuditLog:
         with trio.move_on_after(WRITE_LIMIT, shield=True):
             try:
                 await self._write()
-            except (StoreUnavailable, NotMigrated):
+            except StoreUnavailable:
                 return False
             return True
         return False

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from trio_gateway.clients.postgres import NotMigrated
 from trio_gateway.core.errors import GatewayError, StoreUnavailable, Unauthenticated
 from trio_gateway.core.keys import digest, parse_key
 from trio_gateway.services.key_cache import KeyCache, Proof, key_scope, scopes_of, tenant_scope
@@ -177,10 +176,7 @@ class Tenants:
         raise StoreUnavailable
 
     async def _read(self, question: _Question) -> Candidate | None:
-        try:
-            row = await self._postgres.fetch_one(question.query, question.id)
-        except NotMigrated as error:
-            raise StoreUnavailable from error
+        row = await self._postgres.fetch_one(question.query, question.id)
         if row is None:
             return None
         return candidate(dict(row), row["public_id"] if question.secret is None else question.id)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from trio_gateway.clients.postgres import NotMigrated
 from trio_gateway.core.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ class Janitor:
         while True:
             try:
                 await self.round()
-            except (StoreUnavailable, NotMigrated):
+            except StoreUnavailable:
                 log.warning("janitor_waits")
             await trio.sleep(self._interval)
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import trio
 
-from trio_gateway.clients.postgres import NotMigrated
 from trio_gateway.core.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class Retention:
         while True:
             try:
                 dropped = await self.tend(datetime.now(UTC))
-            except (StoreUnavailable, NotMigrated):
+            except StoreUnavailable:
                 log.warning("partitions_wait")
             else:
                 if dropped:

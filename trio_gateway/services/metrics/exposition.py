@@ -11,7 +11,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
-from trio_gateway.clients.postgres import NotMigrated, within
+from trio_gateway.clients.postgres import within
 from trio_gateway.core.errors import StoreUnavailable
 from trio_gateway.services.metrics.instruments import PREFIX
 
@@ -82,7 +82,7 @@ async def _held(postgres: Postgres | None) -> Held | None:
     if postgres is None:
         return None
     rows = None
-    with suppress(StoreUnavailable, NotMigrated), within(STORE_LIMIT):
+    with suppress(StoreUnavailable), within(STORE_LIMIT):
         rows = [dict(row) for row in await postgres.fetch(OPEN_BATCHES)]
     return Held(rows)
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import trio
 
-from trio_gateway.clients.postgres import NotMigrated
 from trio_gateway.clients.webhook import Undelivered
 from trio_gateway.core.errors import StoreUnavailable
 from trio_gateway.services.account_rows import Refused
@@ -158,7 +157,7 @@ class Deliveries:
                     if trio.current_time() - pruned_at >= PRUNE_EVERY:
                         pruned_at = trio.current_time()
                         await self.prune()
-                except (StoreUnavailable, NotMigrated):
+                except StoreUnavailable:
                     log.warning("deliveries_wait")
                 with trio.move_on_after(POLL):
                     await self._wake.wait()
@@ -223,7 +222,7 @@ class Deliveries:
                 end.status,
                 end.error,
             )
-        except (StoreUnavailable, NotMigrated):
+        except StoreUnavailable:
             log.warning("delivery_unrecorded", delivery=row["id"])
             return
         level = log.info if end.state == "delivered" else log.warning

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import structlog
 from quart import Response, request
 
-from trio_gateway.clients.postgres import NotMigrated
 from trio_gateway.core.errors import GatewayError, InvalidCall
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ async def _written(
     try:
         async for page in pages:
             yield encode(page)
-    except (GatewayError, NotMigrated) as error:
+    except GatewayError as error:
         # The status is gone: the connection breaks off, so that nobody takes a part for all.
         log.warning("export_broke", error=type(error).__name__)
         raise

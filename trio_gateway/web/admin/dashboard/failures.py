@@ -61,7 +61,7 @@ async def _recall() -> None:
     """Note who is signed in, for addresses that are no page and so came past no door."""
     secret = None if g.get("session") else session_secret(request)
     if secret:
-        with suppress(StoreUnavailable, NotMigrated):
+        with suppress(StoreUnavailable):
             g.session = await known(secret, seen=False)
 
 

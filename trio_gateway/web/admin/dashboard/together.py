@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from trio_gateway.clients.at_once import at_once
-from trio_gateway.clients.postgres import NotMigrated, within
+from trio_gateway.clients.postgres import within
 from trio_gateway.core.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ async def together(**reads: Read) -> tuple[dict[str, Any], list[str]]:
         try:
             with within(PATIENCE):
                 return await read()
-        except (StoreUnavailable, NotMigrated):
+        except StoreUnavailable:
             missing.add(store)
         return None
 
