@@ -39,6 +39,16 @@ SELECT 'req_' || lpad(n::text, 6, '0'), 'ten_gone', 'key_' || n % 3, 'm:' || n %
 FROM generate_series(1, $1) n
 """
 
+# One call of each lab in each of 120 hours; the first two cost the most.
+SPREAD = """
+INSERT INTO gateway.ledger (request_id, tenant_id, key_id, model, outcome, started_at, endpoint,
+    status_code, basis, prompt_tokens, completion_tokens, charged_tokens, held_tokens, duration_ms)
+SELECT 'req_' || t.name || n, t.id, 'key_1', 'm:1', 'completed',
+    $1::timestamptz + n * interval '1 hour', '/api/chat', 200, 'final', 1, 2,
+    CASE WHEN t.name < 'lab02' THEN 9 ELSE 3 END, 4, 5
+FROM generate_series(0, 119) n, gateway.tenants t WHERE t.name LIKE 'lab%'
+"""
+
 
 @pytest.fixture
 async def admin(world):
@@ -76,6 +86,29 @@ async def test_usage_is_what_was_used(admin):
     assert text.startswith("at,name,label,requests,failures,")
     text = (await export(admin, "/usage/keys?tenant=lab", "text/csv")).text
     assert text.startswith("key_id,key,tenant_id,tenant,requests,failures,")
+
+
+async def test_an_export_of_usage_has_everybody_and_a_list_names_the_rest(admin):
+    """However many tenants, hours and days there are; what is left out of a list is all others."""
+    tenants = [f"lab{n:02}" for n in range(60)]
+    for name in tenants:
+        await admin.world.accounts.create(name, {"all_models": True})
+    now = datetime.now(UTC)
+    await admin.world.postgres.fetch(SPREAD, now - timedelta(days=5))
+    for unit, slots in (("day", 5), ("hour", 120)):
+        since = f"{now - timedelta(days=6):%Y-%m-%dT%H:00:00Z}"
+        query = f"/usage?by=tenant&unit={unit}&since={since}"
+        text = (await export(admin, query + "&most=1", "text/csv")).text
+        rows = list(csv.DictReader(io.StringIO(text)))
+        assert {row["label"] for row in rows} == set(tenants)
+        assert len({(row["at"], row["name"]) for row in rows}) == len(rows)
+        assert [row["at"] for row in rows] == sorted(row["at"] for row in rows)
+        assert slots <= len({row["at"] for row in rows}) <= slots + 1
+        assert sum(int(row["requests"]) for row in rows) == 120 * len(tenants)
+        listed = (await done(admin, "GET", query + "&most=2"))["data"]
+        assert {row["label"] for row in listed} == {"lab00", "lab01", "all others"}
+        assert sum(row["requests"] for row in listed) == 120 * len(tenants)
+        assert {row["name"] is None for row in listed if row["label"] == "all others"} == {True}
 
 
 async def test_the_ledger_is_paged_filtered_and_each_call_is_in_it_once(admin):

@@ -15,6 +15,7 @@ By = Literal["model", "tenant", "outcome"]
 Unit = Literal["hour", "day"]
 Row = dict[str, Any]
 
+REST = "all others"
 _SUMS = ("requests", "failures", "prompt_tokens", "completion_tokens", "charged_tokens")
 _BUCKETS = (10, 30, 100, 300, 1000, 3000, 10_000)  # milliseconds
 _TTFT = ("ttft_count", *(f"ttft_{edge}" for edge in _BUCKETS))
@@ -86,12 +87,12 @@ class Usage:
         *,
         unit: Unit = "day",
         tenant_id: str | None = None,
-        most: int = 8,
+        most: int | None = 8,
     ) -> list[Row]:
         """Return rows of `at` (a date, or the instant of an hour), `name` and five sums.
 
         `name` is a model, an outcome or a tenant's id, with the tenant's name as `label`; None is
-        everything but the `most` greatest.
+        everything but the `most` greatest, labeled as such. Where `most` is None each has rows.
         """
         query = series_query(by, unit, one=tenant_id is not None)
         rows = await self._reads.fetch(query, since, until, tenant_id, most)
@@ -99,7 +100,10 @@ class Usage:
         if by == "tenant":
             ids = list({row["name"] for row in rows if row["name"] is not None})
             labels = {row["id"]: row["name"] for row in await self._reads.fetch(_NAMES, ids)}
-        return [{**row, "label": labels.get(row["name"] or "", row["name"])} for row in rows]
+        return [
+            {**row, "label": REST if row["name"] is None else labels.get(row["name"], row["name"])}
+            for row in rows
+        ]
 
 
 def last_hours(hours: int, now: datetime | None = None) -> tuple[datetime, datetime]:

@@ -1,7 +1,8 @@
 """/admin/v1/usage: what was used, from the sums that grow with the ledger."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -10,7 +11,7 @@ from trio_gateway.core.errors import InvalidCall
 from trio_gateway.services.ledger.retention import HOURS_KEPT
 from trio_gateway.services.ledger_pages import LedgerFilter, LedgerPages
 from trio_gateway.services.usage import Usage
-from trio_gateway.web.admin.api.exports import MEDIA, Format, export, wanted_format
+from trio_gateway.web.admin.api.exports import MEDIA, STEP, Format, export, wanted_format
 from trio_gateway.web.admin.api.owners import key_id, tenant_id
 from trio_gateway.web.admin.api.sections import Section
 from trio_gateway.web.admin.api.shapes import Answer, Instant, Name, Query, Whole, digits
@@ -22,6 +23,7 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 LONGEST = {"hour": HOURS_KEPT, "day": timedelta(days=400)}
 USUAL = {"hour": timedelta(hours=48), "day": timedelta(days=30)}
 KEYS_LONGEST = timedelta(days=31)
+MOST_KEYS = 50_000  # in an export, which is read at once
 
 
 class Span(Query):
@@ -45,12 +47,16 @@ class Span(Query):
 
 
 class UsageQuery(Span):
-    """Sums by day or hour, of the greatest and of everybody else."""
+    """Sums by day or hour, of the greatest and of all others; an export has everybody's."""
 
     by: Literal["model", "tenant", "outcome"] = "model"
     unit: Literal["day", "hour"] = "day"
     tenant: Name | None = None
-    most: Annotated[int, Field(ge=1, le=50), BeforeValidator(digits)] = 8
+    most: Annotated[
+        int,
+        Field(ge=1, le=50, description="The greatest, in JSON; an export does without."),
+        BeforeValidator(digits),
+    ] = 8
     format: Format | None = None
 
 
@@ -79,7 +85,7 @@ class Sums(Answer):
 
 
 class Slot(Answer):
-    """Whose sums they are, and when; a null name is everybody but the greatest."""
+    """Whose sums they are, and when; a null name, `all others`, is all but the greatest."""
 
     at: date | datetime
     name: str | None
@@ -87,7 +93,7 @@ class Slot(Answer):
 
 
 class UsageRow(Sums, Slot):  # fields of the last base are the first columns
-    """Sums of one day or hour and name; a null name is everybody but the greatest."""
+    """Sums of one day or hour and name; a null name, `all others`, is all but the greatest."""
 
 
 class Totals(Sums):
@@ -120,12 +126,11 @@ async def show_usage(query: UsageQuery) -> Any:
     step = HOUR if query.unit == "hour" else DAY
     since, until = query.bounds(USUAL[query.unit], LONGEST[query.unit], step)
     owner = await tenant_id(query.tenant)
-    rows = await Usage(office().postgres).series(
-        query.by, since, until, unit=query.unit, tenant_id=owner, most=query.most
-    )
+    series = partial(Usage(office().postgres).series, query.by, unit=query.unit, tenant_id=owner)
     if wanted == "json":
-        return {"data": rows}
-    return await export("usage", UsageRow, wanted, _once(rows))
+        return {"data": await series(since, until, most=query.most)}
+    pages = _all(partial(series, most=None), since, until, step)
+    return await export("usage", UsageRow, wanted, pages)
 
 
 @section.get("/usage/totals", Totals, query=TotalsQuery)
@@ -139,7 +144,7 @@ async def show_totals(query: TotalsQuery) -> Any:
 
 @section.get("/usage/keys", Whole[KeyUsage], query=KeysQuery, media=MEDIA)
 async def show_usage_of_keys(query: KeysQuery) -> Any:
-    """Sum the ledger by key, for one tenant or one key."""
+    """Sum the ledger by key, for one tenant or one key: of the 1000 greatest, all in an export."""
     wanted = wanted_format(query)
     if query.tenant is None and query.key is None:
         raise InvalidCall("'tenant' or 'key' is required.", param="tenant")
@@ -150,10 +155,29 @@ async def show_usage_of_keys(query: KeysQuery) -> Any:
         since=since,
         until=until,
     )
-    rows = await LedgerPages(office().postgres).by_key(mine)
+    ledger = LedgerPages(office().postgres)
     if wanted == "json":
-        return {"data": rows}
+        return {"data": await ledger.by_key(mine)}
+    rows = await ledger.by_key(mine, MOST_KEYS + 1)
+    if len(rows) > MOST_KEYS:
+        raise InvalidCall(f"More than {MOST_KEYS} keys: ask for less time.", param="since")
     return await export("usage-by-key", KeyUsage, wanted, _once(rows))
+
+
+async def _all(
+    series: Callable[[datetime, datetime], Awaitable[Sequence[Any]]],
+    since: datetime,
+    until: datetime,
+    step: timedelta,
+) -> AsyncIterator[Sequence[Any]]:
+    """Read everybody's rows, as many hours or days at once as make a page."""
+    steps = 1
+    while since < until:
+        end = min(since + step * steps, until)
+        rows = await series(since, end)
+        yield rows
+        since = end
+        steps = max(1, steps // 2) if len(rows) > STEP else steps * 2
 
 
 async def _once(rows: Sequence[Any]) -> AsyncIterator[Sequence[Any]]:
