@@ -24,6 +24,7 @@ from trio_gateway.services.admins import Admins
 from trio_gateway.services.calls import Calls
 from trio_gateway.services.logins import Logins
 from trio_gateway.services.metrics.metrics import open_metrics
+from trio_gateway.services.names import OPERATOR
 from trio_gateway.services.notices.deliveries import Deliveries
 from trio_gateway.services.secrets import Secrets
 from trio_gateway.services.sessions import Sessions
@@ -108,6 +109,6 @@ def _fixed(settings: Settings) -> dict[str, tuple[str, Role]]:
     """Return the tokens that the settings name."""
     given = {
         settings.metrics_token: ("metrics", Role.METRICS),
-        settings.admin_token: ("operator", Role.ADMIN),
+        settings.admin_token: (OPERATOR, Role.ADMIN),
     }
     return {token: bearer for token, bearer in given.items() if token}

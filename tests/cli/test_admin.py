@@ -62,3 +62,17 @@ def test_a_name_is_taken_once(cli):
     """The second is refused."""
     cli("admin", "create", "ada", "--role", "admin")
     cli("admin", "create", "ada", "--role", "viewer").refused("ada", "already")
+
+
+def test_an_admin_is_extended(cli):
+    """The token stays; the expiry is another, or none."""
+    cli("admin", "create", "ada", "--role", "viewer", "--expires", "1d")
+    row = cli("admin", "update", "ada", "--expires", "2099-01-01", "--json").json
+    assert row["expires_at"] == "2099-01-01T00:00:00+00:00"
+    assert cli("admin", "update", "ada", "--expires", "never", "--json").json["expires_at"] is None
+    assert cli("admin", "update", "ada", "--expires", "2020-01-01", "--json").json["state"] == (
+        "expired"
+    )
+    cli("admin", "rotate", "ada").refused("has expired")
+    cli("admin", "update", "ada", "--expires", "0001-01-01").refused("--expires: must be a time")
+    cli("admin", "create", "operator", "--role", "admin").refused("the installation's own token")

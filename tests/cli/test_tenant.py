@@ -68,3 +68,14 @@ def test_names_that_look_like_markup_are_shown_as_they_are(cli):
     cli("tenant", "create", "acme", "--all-models")
     cli("key", "create", "--tenant", "acme", "--name", "[red]x[/red]")
     assert "[red]x[/red]" in cli("key", "list").out
+
+
+def test_a_tenant_is_renamed(cli):
+    """Its id stays, and nobody else has its name."""
+    made = cli("tenant", "create", "acme", "--all-models", "--json").json
+    cli("tenant", "create", "lab", "--all-models")
+    cli("tenant", "update", "acme", "--name", "lab").refused("there is a tenant named lab already")
+    cli("tenant", "update", "acme", "--name", made["id"]).refused("must not look like an id")
+    renamed = cli("tenant", "update", "acme", "--name", "acme-labs", "--json").json
+    assert (renamed["id"], renamed["name"]) == (made["id"], "acme-labs")
+    cli("tenant", "show", "acme").refused("there is no tenant 'acme'")

@@ -88,6 +88,21 @@ def assign(name: str, role: str, target: Target) -> None:
     show_done(row, f"{row['name']} is {row['role']}.", as_json=target.as_json)
 
 
+@admin.command(
+    epilog=examples("admin update ada --expires 90d", "admin update ada --expires never")
+)
+@click.argument("name")
+@click.option(
+    "--expires", "expires_at", type=Instant(1), required=True, help="2030-12-31, 30d or none."
+)
+@target_options
+def update(name: str, expires_at: datetime | Lifted, target: Target) -> None:
+    """Change when an admin's token ends; the token stays."""
+    until = expires_at if isinstance(expires_at, datetime) else None
+    row = work(target, lambda desk: desk.admins.update(name, {"expires_at": until}))
+    show_done(row, f"{row['name']} is changed.", as_json=target.as_json)
+
+
 @admin.command(epilog=examples("admin disable ada"))
 @click.argument("name")
 @target_options

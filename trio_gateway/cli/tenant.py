@@ -106,14 +106,16 @@ def show(name: str, target: Target) -> None:
     epilog=examples(
         "tenant update acme --models llama3.2,qwen3 --no-allow-cloud",
         "tenant update acme --budget none --requests-per-minute none",
+        "tenant update acme --name acme-labs",
     )
 )
 @click.argument("name")
+@click.option("--name", "new_name", help="Another name; the id stays, and what is booked.")
 @tenant_options
 @target_options
-def update(name: str, target: Target, **options: Any) -> None:
+def update(name: str, new_name: str | None, target: Target, **options: Any) -> None:
     """Change a tenant; what is not named stays, and `none` lifts a limit."""
-    values = values_of(options)
+    values = values_of(options) | ({} if new_name is None else {"name": new_name})
     if not values:
         raise click.UsageError("tenant update needs something to change; see --help")
     row = work(target, lambda desk: desk.accounts.update(name, values))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 BIGGEST = 2**63 - 1
-TENANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _COUNTS = ("requests_per_minute", "tokens_per_minute", "budget")
 _LENGTH = {Period.DAY: 0, Period.MONTH: 1, Period.TOTAL: 2}
 _FIND_TENANT = """
@@ -91,6 +89,8 @@ def check_values(values: Mapping[str, Any], columns: Iterable[str]) -> None:
     if "weight_share" in values and values["weight_share"] is None:
         raise Refused("must be 1 to 1000", "weight_share")
     _check_range(values, "weight_share", 1, 1000)
+    if values.get("all_models") and values.get("models"):
+        raise Refused("none can be named beside all_models", "models")
     if values.get("budget_period", Period.DAY) not in {str(period) for period in Period}:
         raise Refused("must be day, month or total", "budget_period")
 
@@ -257,4 +257,4 @@ def pick(rows: Sequence[Row], name: str, what: str) -> Row:
             return found[0]
     if not rows:
         raise NotFound(f"there is no {what} {printable(name)}", what)
-    raise Refused(f"{len(rows)} {what}s are named {printable(name)}; use an id")
+    raise Refused(f"{len(rows)} {what}s are named {printable(name)}; use an id", what)

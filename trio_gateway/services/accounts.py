@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from trio_gateway.clients.postgres import Duplicate, Missing
 from trio_gateway.services.account_rows import (
-    TENANT_NAME,
-    Refused,
     Row,
     Taken,
     Unfit,
@@ -23,10 +22,11 @@ from trio_gateway.services.account_rows import (
 )
 from trio_gateway.services.budgets import notice_change
 from trio_gateway.services.extensions import ENDED, extension
+from trio_gateway.services.names import check_name
 from trio_gateway.services.tenant_rows import LIMITS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from datetime import datetime, timedelta
 
     from trio_gateway.clients.postgres import Connection, Postgres
@@ -78,17 +78,10 @@ class Accounts:
 
     async def create(self, name: str, values: Mapping[str, Any]) -> Row:
         """Add a tenant; `values` holds some of COLUMNS, models in canonical spelling."""
-        if not TENANT_NAME.fullmatch(name):
-            raise Refused(
-                "a tenant's name must be 1 to 63 letters, digits, dots, underscores or hyphens,"
-                " beginning with a letter or a digit",
-                "name",
-            )
+        check_name(name, "tenant")
         check_values(values, COLUMNS)
-        try:
+        with _taken(name):
             return await self._postgres.transact(self._create, name, values)
-        except Duplicate as error:
-            raise Taken(f"there is a tenant named {name} already", "name") from error
 
     async def listing(self, match: str = "", limit: int = 1000, after: str = "") -> list[Row]:
         """Return tenants by name, those alone whose name contains `match`.
@@ -105,12 +98,15 @@ class Accounts:
     async def update(
         self, name: str, values: Mapping[str, Any], seen: Mapping[str, Any] | None = None
     ) -> Row:
-        """Change some of COLUMNS; what its keys may do narrows at once, at run time.
+        """Change its name, or some of COLUMNS; what its keys may do narrows at once, at run time.
 
         `seen` holds columns as whoever changes them saw them; see `check_seen`.
         """
-        check_values(values, COLUMNS)
-        return await self._postgres.transact(self._update, name, "tenant.update", values, seen)
+        check_values(values, ("name", *COLUMNS))
+        if "name" in values:
+            check_name(values["name"], "tenant")
+        with _taken(values.get("name", "")):
+            return await self._postgres.transact(self._update, name, "tenant.update", values, seen)
 
     async def extend(self, name: str, tokens: int, until: datetime | timedelta) -> Row:
         """Add tokens to the tenant's budget until an instant, or for a while.
@@ -198,3 +194,11 @@ class Accounts:
             await connection.execute(statement, row["id"])
         await write_event(connection, (self._actor, "tenant.delete", row["id"]), row, None)
         return row
+
+
+@contextmanager
+def _taken(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Duplicate as error:
+        raise Taken(f"there is a tenant named {name} already", "name") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,6 @@ if TYPE_CHECKING:
 
     from trio_gateway.clients.postgres import Connection
 
-ADMIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
 LEGACY = "sha256:"  # what the hash of an earlier release's token begins with
 _HIDDEN = ("hash", "lookup")
 _FIND = """

@@ -35,8 +35,9 @@ from trio_gateway.services.account_rows import (
     update,
     write_event,
 )
-from trio_gateway.services.admin_rows import ADMIN_NAME, LEGACY, find_admin, shown_admin
-from trio_gateway.services.instants import check_end
+from trio_gateway.services.admin_rows import LEGACY, find_admin, shown_admin
+from trio_gateway.services.instants import check_end, check_instant
+from trio_gateway.services.names import check_admin_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,6 +58,7 @@ SELECT * FROM gateway.admins WHERE lookup = $1 AND disabled_at IS NULL
 """
 
 _LIST = "SELECT * FROM gateway.admins ORDER BY name LIMIT $1"
+COLUMNS = ("role", "expires_at")
 _LEFT = """
 SELECT count(*) FROM gateway.admins WHERE role = 'admin' AND disabled_at IS NULL
     AND (expires_at IS NULL OR expires_at > now())
@@ -182,14 +184,8 @@ class AdminBook:
 
     async def create(self, name: str, role: str, expires_at: datetime | None = None) -> Row:
         """Add an admin; `token` in the answer is seen this once."""
-        if not ADMIN_NAME.fullmatch(name):
-            raise Refused(
-                "an admin's name must be 1 to 63 letters, digits, dots, underscores, hyphens or"
-                " @, beginning with a letter or a digit",
-                "name",
-            )
-        if role not in set(Role):
-            raise Refused("must be admin, viewer or metrics", "role")
+        check_admin_name(name)
+        _check_role(role)
         check_end(expires_at, "expires_at")
         token = new_token()
         encoded = await self._hashing.hash(token)
@@ -229,9 +225,21 @@ class AdminBook:
 
     async def assign(self, name: str, role: str) -> Row:
         """Change an admin's role; it holds from the next request on."""
-        if role not in set(Role):
-            raise Refused("must be admin, viewer or metrics", "role")
-        return await self._postgres.transact(self._update, name, "admin.assign", {"role": role})
+        return await self.update(name, {"role": role})
+
+    async def update(self, name: str, values: Mapping[str, Any]) -> Row:
+        """Change some of COLUMNS; it holds from the next request on.
+
+        Another role ends the sessions. An expiry in the past ends the token now.
+        """
+        unknown = values.keys() - set(COLUMNS)
+        if unknown:
+            raise TypeError(f"not a column: {', '.join(sorted(unknown))}")
+        if "role" in values:
+            _check_role(values["role"])
+        check_instant(values.get("expires_at"), "expires_at")
+        action = "admin.assign" if values.keys() == {"role"} else "admin.update"
+        return await self._postgres.transact(self._update, name, action, values)
 
     async def disable(self, name: str) -> Row:
         """Refuse an admin's token and end the sessions."""
@@ -253,9 +261,12 @@ class AdminBook:
         await self._write(connection, "admin.create", None, row)
         return row
 
-    async def _update(self, connection: Connection, name: str, action: str, values: Row) -> Row:
+    async def _update(
+        self, connection: Connection, name: str, action: str, values: Mapping[str, Any]
+    ) -> Row:
         before = await find_admin(connection, name, lock=True)
-        await self._end_sessions(connection, before["id"])
+        if values.keys() != {"expires_at"}:
+            await self._end_sessions(connection, before["id"])
         await update(connection, "admins", before["id"], values)
         await self._check_left(connection, before)
         after = await find_admin(connection, before["id"])
@@ -306,3 +317,8 @@ class AdminBook:
     ) -> None:
         subject = (after or before or {})["id"]
         await write_event(connection, (self._actor, action, subject), before, after)
+
+
+def _check_role(role: str) -> None:
+    if role not in set(Role):
+        raise Refused("must be admin, viewer or metrics", "role")

@@ -28,6 +28,7 @@ from trio_gateway.services.budgets import notice_change
 from trio_gateway.services.extensions import ENDED, extension
 from trio_gateway.services.instants import check_end, check_instant
 from trio_gateway.services.key_rows import SELECT, page
+from trio_gateway.services.names import check_key_name
 from trio_gateway.services.secrets import Secrets
 from trio_gateway.services.tenant_rows import LIMITS
 
@@ -147,6 +148,7 @@ class Keyring:
         self, connection: Connection, tenant: str, key: NewKey, encoded: str, values: Row
     ) -> Row:
         owner = await find_tenant(connection, tenant, lock=True)
+        await _check_no_public_id(connection, values)
         key_id = new_id("key_")
         check_narrows(_changed({"budget": None, "budget_period": "month"}, values), owner)
         made = {"id": key_id, "tenant_id": owner["id"], **_secret(key, encoded), **values}
@@ -183,6 +185,7 @@ class Keyring:
         check_seen(before, seen or {}, values)
         if values.keys() != {"name"}:
             _check_usable(before)
+        await _check_no_public_id(connection, values)
         owner = await find_tenant(connection, before["tenant_id"])
         check_narrows(_changed(before, values), owner)
         await update(connection, "api_keys", before["id"], values)
@@ -285,9 +288,13 @@ class Keyring:
 def _check(values: Mapping[str, Any]) -> None:
     check_values(values, COLUMNS)
     check_instant(values.get("expires_at"), "expires_at")
-    name = values.get("name", "")
-    if len(name) > 200 or not name.isprintable():
-        raise Refused("a key's name must be at most 200 printable characters", "name")
+    check_key_name(values.get("name", ""))
+
+
+async def _check_no_public_id(connection: Connection, values: Mapping[str, Any]) -> None:
+    """Raise Refused for a name that means another key already, as public ids are accepted too."""
+    if values.get("name") and await connection.fetch(_BY_ID, values["name"]):
+        raise Refused("a name must not be the public id of a key", "name")
 
 
 def _check_usable(row: Mapping[str, Any]) -> None:

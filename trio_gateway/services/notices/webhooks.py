@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from trio_gateway.clients.postgres import Duplicate
 from trio_gateway.services.account_rows import (
-    TENANT_NAME,
     NotFound,
     Refused,
     Row,
@@ -20,6 +19,7 @@ from trio_gateway.services.account_rows import (
     update,
     write_event,
 )
+from trio_gateway.services.names import check_name
 from trio_gateway.services.notices.addresses import check_url, parse_hosts
 from trio_gateway.services.notices.signing import new_secret
 
@@ -62,12 +62,7 @@ class WebhookBook:
 
     async def create(self, name: str, url: str, tenant: str | None = None) -> Row:
         """Add a webhook for the notices of one tenant, or of all."""
-        if not TENANT_NAME.fullmatch(name):
-            raise Refused(
-                "a webhook's name must be 1 to 63 letters, digits, dots, underscores or hyphens,"
-                " beginning with a letter or a digit",
-                "name",
-            )
+        check_name(name, "webhook")
         check_url(url, self._hosts)
         secret = new_secret()
         try:

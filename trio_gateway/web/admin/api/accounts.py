@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from trio_gateway.services.account_rows import BIGGEST
 from trio_gateway.services.extensions import LONGEST
@@ -35,14 +35,15 @@ class Extension(Body):
     """Tokens beyond the budget, until an instant or for some seconds: one of the two."""
 
     tokens: Annotated[int, Field(ge=1, le=BIGGEST)]
-    until: Instant | None = None
     seconds: Annotated[int, Field(ge=1, le=int(LONGEST.total_seconds()))] | None = None
+    until: Annotated[Instant | None, Field(validate_default=True)] = None
 
-    @model_validator(mode="after")
-    def _one_end(self) -> Self:
-        if (self.until is None) is (self.seconds is None):
-            raise ValueError("one of 'until' and 'seconds' says when it ends")
-        return self
+    @field_validator("until")
+    @classmethod
+    def _one_end(cls, until: datetime | None, others: ValidationInfo) -> datetime | None:
+        if (until is None) is (others.data.get("seconds") is None):
+            raise ValueError("either this or 'seconds' says when it ends")
+        return until
 
     @property
     def end(self) -> datetime | timedelta:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from trio_gateway.web.admin.api.sections import Section, actor, books, made
-from trio_gateway.web.admin.api.shapes import Answer, Body, Gone, Instant, Whole
+from trio_gateway.web.admin.api.shapes import Answer, Body, Change, Gone, Instant, Whole
 from trio_gateway.web.admin.office import office
 
 section = Section("admins")
@@ -23,10 +23,11 @@ class AdminCreate(Body):
     expires_at: Instant | None = None
 
 
-class AdminChange(Body):
+class AdminChange(Change):
     """What can be changed of an admin."""
 
-    role: RoleName
+    role: RoleName = "viewer"
+    expires_at: Instant | None = Field(None, description="Null: never. A past one ends it now.")
 
 
 class Admin(Answer):
@@ -81,8 +82,8 @@ async def show_admin(admin: str) -> Any:
 
 @section.patch("/admins/<admin>", Admin, body=AdminChange, conflicts=True)
 async def assign_admin(admin: str, body: AdminChange) -> Any:
-    """Change an admin's role; sessions end, and it holds from the next request on."""
-    return await books().admins.assign(admin, body.role)
+    """Change an admin's role or expiry, from the next request on; with the role sessions end."""
+    return await books().admins.update(admin, body.given())
 
 
 @section.post("/admins/<admin>/rotate", NewAdmin, conflicts=True)

@@ -13,6 +13,7 @@ from trio_gateway.web.admin.api.shapes import Change, Gone, Page, Paged, Text
 section = Section("tenants")
 
 Share = Annotated[int, Field(ge=1, le=1000)]
+TenantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
 
 class TenantList(Paged):
@@ -24,8 +25,11 @@ class TenantList(Paged):
 class TenantChange(Change, Limits):
     """What can be changed of a tenant."""
 
-    all_models: bool = False
-    models: Models = Field(default_factory=list)
+    name: TenantName = ""
+    all_models: Annotated[
+        bool, Field(description="Off where `models` is named and this is not.")
+    ] = False
+    models: Models = Field(default_factory=list, description="None may be named beside all.")
     allow_cloud: bool = False
     weight_share: Share = 1
 
@@ -44,7 +48,7 @@ class TenantCreate(TenantChange):
 
     model_config = ConfigDict(json_schema_extra={})
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    name: TenantName
 
 
 class Tenant(Limited):
@@ -97,9 +101,9 @@ async def show_tenant(tenant: str) -> Any:
     return await books().accounts.show(tenant)
 
 
-@section.patch("/tenants/<tenant>", Tenant, body=TenantChange)
+@section.patch("/tenants/<tenant>", Tenant, body=TenantChange, conflicts=True)
 async def update_tenant(tenant: str, body: TenantChange) -> Any:
-    """Change a tenant; it holds from the next call on."""
+    """Change a tenant; it holds from the next call on. Its id, and what is booked, stay."""
     return await books().accounts.update(tenant, body.columns())
 
 
