@@ -17,6 +17,7 @@ from tests.integration.test_admin_api import chat, done, some
 from tests.raw_http import connect
 from tests.test_docs import README
 
+NDJSON = "application/x-ndjson"
 HOOK = "https://hooks.example/budgets"
 INJECTIONS = (
     "=1+1",
@@ -157,6 +158,8 @@ async def test_exports_hold_every_row_and_no_formula(admin):
         assert not any(cell.startswith(tuple("=+-@\t\r\n")) for cell in row.values())
         assert (int(row["charged_tokens"]), float(row["duration_ms"])) == (3, 5.5)
         assert row["tenant"] == ""
+    named = await export(admin, "/ledger", NDJSON)
+    assert (named.text.splitlines(), named.headers["content-type"]) == (lines, NDJSON)
     nothing = (await export(admin, "/ledger?outcome=lost", "text/csv")).text
     assert nothing.splitlines() == [text.split("\r\n", 1)[0]]
     assert (await export(admin, "/ledger?outcome=lost&format=jsonl", "*/*")).text == ""

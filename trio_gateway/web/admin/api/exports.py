@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import re
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,9 +17,11 @@ from quart import Response, request
 from trio_gateway.core.errors import GatewayError, InvalidCall
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 
     from trio_gateway.web.admin.api.shapes import Answer, Query
+
+    Pages = AsyncGenerator[Sequence[Mapping[str, Any]], None]
 
 log = structlog.get_logger()
 
@@ -27,13 +29,19 @@ Format = Literal["json", "csv", "jsonl"]
 
 CSV = "text/csv; charset=utf-8"
 JSONL = "application/jsonl"
-MEDIA = ("text/csv", JSONL)
+NDJSON = "application/x-ndjson"  # the same by its other name
+MEDIA = ("text/csv", JSONL, NDJSON)
 MARK = codecs.BOM_UTF8
 STEP = 1000  # rows read at once
 # A spreadsheet takes a cell that begins so for a formula; some split at a semicolon or a tab.
 _FORMULA = re.compile(r"[\t\r\n]|(?:.*[;\t])?\s*[=+\-@\uff1d\uff0b\uff0d\uff20]", re.DOTALL)
 _NUMBERS = (int, float)
-_BY_TYPE: dict[str, Format] = {"application/json": "json", "text/csv": "csv", JSONL: "jsonl"}
+_BY_TYPE: dict[str, Format] = {
+    "application/json": "json",
+    "text/csv": "csv",
+    JSONL: "jsonl",
+    NDJSON: "jsonl",
+}
 
 
 def wanted_format(query: Query) -> Format:
@@ -55,7 +63,7 @@ async def export(
     name: str,
     shape: type[Answer],
     wanted: Format,
-    pages: AsyncIterator[Sequence[Mapping[str, Any]]],
+    pages: Pages,
     *,
     marked: bool = False,
 ) -> Response:
@@ -70,7 +78,8 @@ async def export(
     head = (MARK if marked else b"") + _lines([[*shape.model_fields]]) if wanted == "csv" else b""
     ending = "csv" if wanted == "csv" else "jsonl"
     headers = {"content-disposition": f'attachment; filename="{name}.{ending}"'}
-    media = CSV if wanted == "csv" else JSONL
+    lines = request.accept_mimetypes.best_match([JSONL, NDJSON], default=JSONL)
+    media = CSV if wanted == "csv" else lines
     body = _written(head, partial(encode, shape), first, pages)
     return Response(body, 200, headers, content_type=media)
 
@@ -79,12 +88,13 @@ async def _written(
     head: bytes,
     encode: Callable[[Sequence[Mapping[str, Any]]], bytes],
     first: Sequence[Mapping[str, Any]],
-    pages: AsyncIterator[Sequence[Mapping[str, Any]]],
+    pages: Pages,
 ) -> AsyncIterator[bytes]:
-    yield head + encode(first)
     try:
-        async for page in pages:
-            yield encode(page)
+        async with aclosing(pages):
+            yield head + encode(first)
+            async for page in pages:
+                yield encode(page)
     except GatewayError as error:
         # The status is gone: the connection breaks off, so that nobody takes a part for all.
         log.warning("export_broke", error=type(error).__name__)

@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -90,7 +90,7 @@ async def list_ledger(query: LedgerQuery) -> Any:
 
 async def _all(
     pages: LedgerPages, mine: LedgerFilter
-) -> AsyncIterator[Sequence[Mapping[str, Any]]]:
+) -> AsyncGenerator[Sequence[Mapping[str, Any]], None]:
     before: Place | None = None
     while rows := await pages.listing(mine, STEP, before):
         yield rows

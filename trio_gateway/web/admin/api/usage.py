@@ -1,6 +1,6 @@
 """/admin/v1/usage: what was used, from the sums that grow with the ledger."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -169,7 +169,7 @@ async def _all(
     since: datetime,
     until: datetime,
     step: timedelta,
-) -> AsyncIterator[Sequence[Any]]:
+) -> AsyncGenerator[Sequence[Any], None]:
     """Read everybody's rows, as many hours or days at once as make a page."""
     steps = 1
     while since < until:
@@ -180,7 +180,7 @@ async def _all(
         steps = max(1, steps // 2) if len(rows) > STEP else steps * 2
 
 
-async def _once(rows: Sequence[Any]) -> AsyncIterator[Sequence[Any]]:
+async def _once(rows: Sequence[Any]) -> AsyncGenerator[Sequence[Any], None]:
     yield rows
 
 

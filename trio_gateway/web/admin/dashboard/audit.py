@@ -15,7 +15,7 @@ from trio_gateway.web.admin.dashboard.paging import PAGE, argument, number_in
 from trio_gateway.web.admin.dashboard.shell import books, page
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from trio_gateway.web.admin.api.exports import Format
 
@@ -48,7 +48,7 @@ async def send(kind: Format) -> Response:
     return await export("audit", Act, kind, _pages(_asked()), marked=True)
 
 
-async def _pages(asked: dict[str, str]) -> AsyncIterator[list[dict[str, Any]]]:
+async def _pages(asked: dict[str, str]) -> AsyncGenerator[list[dict[str, Any]], None]:
     before = None
     while True:
         rows = await books().reports.acts(None, STEP, before, **asked)

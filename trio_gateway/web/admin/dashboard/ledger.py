@@ -33,7 +33,7 @@ from trio_gateway.web.admin.dashboard.shell import page
 from trio_gateway.web.admin.office import office
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from trio_gateway.web.admin.api.exports import Format
 
@@ -107,7 +107,7 @@ async def send(kind: Format) -> Response:
     return await export(name, LedgerRow, kind, _pages(wanted), marked=True)
 
 
-async def _pages(wanted: LedgerFilter) -> AsyncIterator[Sequence[Any]]:
+async def _pages(wanted: LedgerFilter) -> AsyncGenerator[Sequence[Any], None]:
     pages, before = LedgerPages(office().postgres), None
     while True:
         rows = await pages.listing(wanted, STEP, before)
