@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +66,20 @@ async def _pages(admin: AdminWorld, keys: dict[str, Any], batch_id: str) -> dict
     return {
         "overview": "/",
         "usage": "/usage?span=30d&by=model",
+        "usage-of-keys": f"/usage?span={datetime.now(UTC):%Y-%m}&by=key&tenant=support-desk",
         "calls": "/calls",
         "tenants": "/tenants",
         "tenant": f"/tenants/{keys['research']['tenant_id']}",
         "tenant-form": f"/tenants/{key['tenant_id']}/edit",
         "key": f"/keys/{key['id']}",
         "key-form": f"/tenants/{key['tenant_id']}/keys/new",
+        "keys": "/keys",
         "models": "/models",
         "batches": "/batches",
         "batch": f"/batches/{batch_id}",
         "files": "/files",
+        "ledger": "/ledger",
+        "call": "/ledger/req_000000000000000000000007",
         "audit": "/audit",
         "refusals": "/audit/refusals",
         "notices": "/notices",

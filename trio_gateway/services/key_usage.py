@@ -69,9 +69,9 @@ class KeyUsage:
         return [{**row, "label": labels.get(row["name"] or "", row["name"])} for row in rows]
 
     async def of_one(self, key_id: str, since: datetime, until: datetime) -> list[Row]:
-        """Return such rows of one key, labeled by its id."""
+        """Return such rows of one key, without a label."""
         rows = await self._postgres.fetch(_OF_ONE, key_id, *_days(since, until))
-        return [{**row, "label": row["name"]} for row in rows]
+        return [dict(row) for row in rows]
 
     async def last_used(self, key_ids: Collection[str]) -> dict[str, datetime | date]:
         """Return when the last call of each key began that is over, by the ids of those used.

@@ -60,7 +60,8 @@ async def _page(key_id: str, answer: Answer = NONE) -> Response:
     acts = await books().reports.acts(None, ACTS, None, row["id"])
     reasons = [act["after"].get("reason") for act in acts if act["action"] == "key.revoke"]
     days, usage = last_days(MONTH), KeyUsage(office().postgres)
-    used = await usage.of_one(row["id"], *days)
+    label = {"label": row["name"] or row["id"]}
+    used = [day | label for day in await usage.of_one(row["id"], *days)]
     return await page(
         "key.html",
         answer.status,

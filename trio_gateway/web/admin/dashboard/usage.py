@@ -23,7 +23,7 @@ from trio_gateway.web.admin.dashboard.spans import Span, offered, span_of
 from trio_gateway.web.admin.office import office
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from trio_gateway.services.usage import By
 
@@ -72,7 +72,8 @@ async def show() -> Response:
     except Refused as fault:
         error = fault
     what = COLUMNS[asked.what]
-    title = f"{what.capitalize()} by {BYS[asked.by].lower()}, {asked.span.title}"
+    span = asked.span.title.replace("Last", "last")
+    title = f"{what.capitalize()} by {BYS[asked.by].lower()}, {span}"
     return await page(
         "usage.html",
         200 if error is None else 404 if isinstance(error, NotFound) else 400,
@@ -93,7 +94,7 @@ async def sums() -> Response:
     asked = _asked()
     rows, _ = await _read(asked, MOST_SERIES)
 
-    async def once() -> AsyncIterator[Sequence[Any]]:
+    async def once() -> AsyncGenerator[Sequence[Any], None]:
         yield rows
 
     shape = KeyDay if asked.by == "key" else UsageRow
