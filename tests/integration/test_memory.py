@@ -80,6 +80,19 @@ async def test_calls_that_were_cut_are_gone(world, uncollected):
     assert sum((kept() - before).values()) <= 1
 
 
+async def test_a_download_that_failed_is_gone(world, uncollected):
+    """Its error keeps nothing of the request either."""
+    owner = batcher(world)
+    path = f"/v1/files/{await owner.upload(b'{}')}/content"
+    for blob in [found for found in world.blobs.rglob("*") if found.is_file()]:
+        blob.unlink()
+    before = kept()
+    for _ in range(CALLS):
+        assert (await world.get(path)).status_code == 503
+    await trio.testing.wait_all_tasks_blocked(0.05)
+    assert sum((kept() - before).values()) <= 1
+
+
 async def test_lines_that_failed_are_gone(world, uncollected):
     """A batch leaves no call and no error behind, however its lines ended."""
     world.sim.play(Script(status=500))

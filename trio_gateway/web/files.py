@@ -71,7 +71,10 @@ async def content() -> Response:
     asked.nursery.start_soon(_pour, gateway, asked, leash, file, send)
     first = await receive.receive()
     if isinstance(first, GatewayError):
-        raise first
+        try:
+            raise first
+        finally:
+            del first  # see `carry`
     headers = {
         "content-length": str(file.bytes),
         "content-disposition": openai_files.disposition(file.filename),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import aclosing
 from typing import TYPE_CHECKING, cast
 
 import trio
@@ -26,7 +27,7 @@ from trio_gateway.web.credentials import presented_key
 from trio_gateway.web.replies import JSON, standing_headers
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from trio_gateway.core.domain import Call, Chunk
     from trio_gateway.core.timeline import Timeline
@@ -150,7 +151,7 @@ async def _whole(begun: Begun, chunks: Body, rendering: Rendering) -> bytes:
         batch = cast("list[Chunk]", item)
 
 
-async def _stream(begun: Begun, chunks: Body, rendering: Rendering) -> AsyncIterator[bytes]:
+async def _stream(begun: Begun, chunks: Body, rendering: Rendering) -> AsyncGenerator[bytes, None]:
     batch = begun.chunks
     while True:
         encoded = b"".join([rendering.chunk(chunk) for chunk in batch])
@@ -188,7 +189,8 @@ def _early_stream(
                 yield rendering.error(error)
                 return
             yield KEEPALIVE
-        async for piece in _stream(begun, chunks, rendering):
-            yield piece
+        async with aclosing(_stream(begun, chunks, rendering)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     return Response(events(), 200, content_type=rendering.content_type)
