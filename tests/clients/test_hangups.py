@@ -18,7 +18,7 @@ from quart import request
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 
-from trio_gateway.clients.hangups import Hangups, abort, socket_of, terminating
+from trio_gateway.clients.hangups import Hangups, abort, socket_of
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}"
@@ -217,7 +217,7 @@ async def test_the_seam_into_hypercorn_has_not_moved():
     async def handler():
         stream = socket_of(SEND.get())
         peer = stream.socket.getpeername() if stream else None
-        seen.append((type(stream), peer, terminating(SEND.get())))
+        seen.append((type(stream), peer))
         return b""
 
     async with serving(handler) as served:
@@ -225,26 +225,7 @@ async def test_the_seam_into_hypercorn_has_not_moved():
         await client.receive_some()
         me = client.socket.getsockname()
         await client.aclose()
-    assert seen == [(trio.SocketStream, me, False)]
-
-
-async def test_a_worker_that_is_stopping_says_so():
-    """`terminating` turns true in a call that is still running."""
-    entered, stopping = trio.Event(), trio.Event()
-
-    async def handler():
-        entered.set()
-        while not terminating(SEND.get()):
-            await trio.testing.wait_all_tasks_blocked(0.01)
-        stopping.set()
-        return b""
-
-    async with serving(handler) as served:
-        client = await connected(served.port, GET)
-        await entered.wait()
-        served.stop.set()
-        await stopping.wait()
-        await client.aclose()
+    assert seen == [(trio.SocketStream, me)]
 
 
 def test_elsewhere_there_is_no_socket_to_be_found():
@@ -258,7 +239,6 @@ def test_elsewhere_there_is_no_socket_to_be_found():
 
     for send in (None, Http2().send, Hangups().watch, partial(Http2().send), lambda _: None):
         assert socket_of(send) is None
-        assert terminating(send) is False
 
 
 @asynccontextmanager

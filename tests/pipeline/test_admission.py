@@ -45,7 +45,7 @@ async def test_a_free_slot_is_written_into_the_hold_at_once(autojump_clock):
 async def test_a_queued_call_is_marked_before_it_is_dispatched(autojump_clock):
     """It holds while it waits, and its phase changes with its slot."""
     stage = Stage(Player([]))
-    first = stage.backends.try_take("t", 1, [BACKEND])
+    first = stage.backends.try_take([BACKEND])
     assert first is not None
     phases = []
     with stage.live.hold(PRINCIPAL) as leash:
@@ -77,7 +77,7 @@ async def test_a_refused_reserve_gives_the_slot_back(autojump_clock, error):
 async def test_the_queue_is_left_when_it_takes_too_long(autojump_clock):
     """After the queue's own limit the row says refused, at no cost."""
     stage = Stage(Player([]))
-    stage.backends.try_take("t", 1, [BACKEND])
+    stage.backends.try_take([BACKEND])
     began = trio.current_time()
     with stage.live.hold(PRINCIPAL) as leash, pytest.raises(Overloaded):
         async with opening(stage, leash):
@@ -90,7 +90,7 @@ async def test_the_queue_is_left_when_it_takes_too_long(autojump_clock):
 async def test_the_calls_own_deadline_counts_in_the_queue(autojump_clock):
     """CALL_TIMEOUT before QUEUE_TIMEOUT: a timeout by status, never dispatched by account."""
     stage = Stage(Player([]))
-    stage.backends.try_take("t", 1, [BACKEND])
+    stage.backends.try_take([BACKEND])
     until = trio.current_time() + 20
     with stage.live.hold(PRINCIPAL) as leash, pytest.raises(UpstreamTimeout):
         async with opening(stage, leash, deadline=until):
@@ -108,7 +108,7 @@ async def test_a_cut_before_the_dispatch_costs_nothing(autojump_clock, where):
     if where == "reserving":
         stage.counters.delay = 10
     else:
-        stage.backends.try_take("t", 1, [BACKEND])
+        stage.backends.try_take([BACKEND])
     with stage.live.hold(PRINCIPAL) as leash:
         async with trio.open_nursery() as nursery:
 
@@ -133,7 +133,7 @@ async def test_a_cancel_is_the_clients_or_the_servers(autojump_clock, where, lef
     if where == "reserving":
         stage.counters.delay = 10
     elif where == "queued":
-        stage.backends.try_take("t", 1, [BACKEND])
+        stage.backends.try_take([BACKEND])
     with stage.live.hold(PRINCIPAL) as leash:
         async with trio.open_nursery() as nursery:
 

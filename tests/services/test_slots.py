@@ -190,27 +190,28 @@ def test_a_backend_that_goes_on_refusing_rests_longer_up_to_a_cap():
 
 def taken(backends):
     """Take a slot that is known to be free."""
-    slot = backends.try_take("t", 1, [A])
+    slot = backends.try_take([A])
     assert slot is not None
     return slot
 
 
-async def test_a_slot_is_a_block_and_is_released_once():
-    """Leaving the block gives the slot back; releasing again gives nothing."""
+async def test_a_slot_is_released_once():
+    """Releasing it gives it back; releasing again gives nothing."""
     backends = Backends([A], 1, 4, 10)
-    with taken(backends) as slot:
-        assert (slot.backend, backends.in_flight) == (A, 1)
-        assert backends.try_take("t", 1, [A]) is None
+    slot = taken(backends)
+    assert (slot.backend, backends.in_flight) == (A, 1)
+    assert backends.try_take([A]) is None
+    slot.release()
     slot.release()
     assert (backends.in_flight, backends.free(A)) == (0, 1)
-    with await backends.take("t", 1, [A]):
-        assert backends.in_flight == 1
+    await backends.take("t", 1, [A])
+    assert backends.in_flight == 1
 
 
 async def test_a_full_line_refuses_at_once_and_a_slow_one_in_time(autojump_clock):
     """Overloaded with Retry-After, immediately or after the queue timeout."""
     backends = Backends([A], 1, 1, 10)
-    backends.try_take("t", 1, [A])
+    backends.try_take([A])
     async with trio.open_nursery() as nursery:
 
         async def wait():
@@ -231,7 +232,7 @@ async def test_without_a_known_backend_there_is_nothing_to_wait_for():
     """No candidates, or none of this installation: 503 at once."""
     backends = Backends([A], 1, 4, 10)
     for candidates in ([], ["http://elsewhere:1"]):
-        assert backends.try_take("t", 1, candidates) is None
+        assert backends.try_take(candidates) is None
         with pytest.raises(UpstreamUnavailable):
             await backends.take("t", 1, candidates)
 
@@ -249,7 +250,7 @@ async def test_nobody_jumps_the_line():
         nursery.start_soon(wait)
         await trio.testing.wait_all_tasks_blocked()
         first.release()
-        assert backends.try_take("u", 1, [A]) is None
+        assert backends.try_take([A]) is None
     assert [slot.backend for slot in got] == [A]
 
 
@@ -260,8 +261,10 @@ async def test_a_slot_given_to_a_call_that_was_just_cancelled_goes_to_the_next()
     got = []
 
     async def wait(name):
-        with scopes[name], await backends.take(name, 1, [A]):
+        with scopes[name]:
+            slot = await backends.take(name, 1, [A])
             got.append(name)
+            slot.release()
 
     scopes = {"a": trio.CancelScope(), "b": trio.CancelScope()}
     async with trio.open_nursery() as nursery:
@@ -277,13 +280,14 @@ async def test_a_slot_given_to_a_call_that_was_just_cancelled_goes_to_the_next()
 async def test_a_rested_backend_takes_the_calls_that_wait(autojump_clock):
     """Nobody has to end for a waiting call to see that a backend may be tried again."""
     backends = Backends([A, B], 1, 4, 60)
-    backends.try_take("t", 1, [A])
+    backends.try_take([A])
     backends.report(B, ok=False)
     assert not backends.healthy(B)
     began = trio.current_time()
-    with await backends.take("t", 1, [A, B]) as slot:
-        assert slot.backend == B
-        assert trio.current_time() - began == 0.5
+    slot = await backends.take("t", 1, [A, B])
+    assert slot.backend == B
+    assert trio.current_time() - began == 0.5
+    slot.release()
     backends.report(B, ok=True)
     assert backends.healthy(B)
 
@@ -307,13 +311,14 @@ def test_cancelled_calls_leave_no_trace(plan):
         tenant, choice, priority, arrival, duration, limit = call
         await trio.sleep(arrival)
         with trio.move_on_after(1000 if limit is None else limit) as scope:
-            with await backends.take(tenant, SHARES[tenant], choice, priority) as slot:
-                running[slot.backend] += 1
-                assert running[slot.backend] <= 2
-                try:
-                    await trio.sleep(duration)
-                finally:
-                    running[slot.backend] -= 1
+            slot = await backends.take(tenant, SHARES[tenant], choice, priority)
+            running[slot.backend] += 1
+            assert running[slot.backend] <= 2
+            try:
+                await trio.sleep(duration)
+            finally:
+                running[slot.backend] -= 1
+                slot.release()
         assert scope.cancelled_caught or limit is None or limit >= duration
 
     async def main():
@@ -324,6 +329,6 @@ def test_cancelled_calls_leave_no_trace(plan):
                 nursery.start_soon(one, backends, running, call)
         assert (backends.waiting, backends.in_flight) == (0, 0)
         assert running.total() == 0
-        assert all(backends.try_take("t", 1, [b]) for b in (A, B) for _ in range(2))
+        assert all(backends.try_take([b]) for b in (A, B) for _ in range(2))
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))

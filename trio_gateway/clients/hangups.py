@@ -151,10 +151,3 @@ def abort(stream: trio.SocketStream) -> None:
     with contextlib.suppress(OSError, trio.ClosedResourceError):
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     stream.socket.close()
-
-
-def terminating(send: Any) -> bool:
-    """Whether the hypercorn worker behind `send` has been told to stop."""
-    context = getattr(getattr(send, "__self__", None), "context", None)
-    is_set = getattr(getattr(context, "terminated", None), "is_set", None)
-    return bool(is_set()) if callable(is_set) else False

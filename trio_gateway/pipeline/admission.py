@@ -161,7 +161,7 @@ async def admit(gate: Gate, leash: Leash, errand: Errand, route: Route) -> Async
     reason.
     """
     tenant = errand.principal.tenant
-    slot = gate.backends.try_take(tenant.id, tenant.weight_share, route.backends)
+    slot = gate.backends.try_take(route.backends)
     try:
         hold, standing = await gate.quota.reserve(
             _ask(gate, errand, route, slot), partial(leash.cover, errand.deadline)

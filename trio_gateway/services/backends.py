@@ -12,14 +12,12 @@ from trio_gateway.services.slots import Priority, Slots, Waiter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
-    from typing import Self
 
 RETRY_AFTER = 2.0
 
 
 class Slot:
-    """The right to one call on `backend`, until `release` or the end of the block."""
+    """The right to one call on `backend`, until `release`."""
 
     __slots__ = ("_backends", "_held", "backend")
 
@@ -34,16 +32,6 @@ class Slot:
         if self._held:
             self._held = False
             self._backends.give_back(self.backend)
-
-    def __enter__(self) -> Self:
-        """Hold it."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        """Release it, whatever happened."""
-        self.release()
 
 
 class Backends:
@@ -95,12 +83,7 @@ class Backends:
         """Whether calls are sent there: known, and not resting after a refused connection."""
         return backend in self.urls and not self._slots.skipped(backend, trio.current_time())
 
-    def try_take(
-        self,
-        tenant_id: str,  # noqa: ARG002 - whose slot it is decides nothing while nobody waits
-        share: int,  # noqa: ARG002
-        candidates: Sequence[str],
-    ) -> Slot | None:
+    def try_take(self, candidates: Sequence[str]) -> Slot | None:
         """Take a slot if one is free now and nobody in line could use it."""
         self._grant()
         backend = self._slots.place(candidates, trio.current_time())
@@ -122,7 +105,7 @@ class Backends:
         they came; batch calls wait until no live call does. Raises Overloaded, at once when
         the line is full, and UpstreamUnavailable when no candidate is a known backend.
         """
-        if slot := self.try_take(tenant_id, share, candidates):
+        if slot := self.try_take(candidates):
             return slot
         if not self._slots.knows(candidates):
             raise UpstreamUnavailable(retry_after=RETRY_AFTER)

@@ -26,11 +26,6 @@ POLICY = (
 @section.get("/docs", None, media=("text/html",))
 async def show_docs() -> Response:
     """Return this description as a page."""
-    return await docs_page()
-
-
-async def docs_page() -> Response:
-    """Render the page; whoever serves it has asked who may see it."""
     text = await render_template("api_docs.html", style=_STYLE, **described())
     return Response(text, 200, {"content-security-policy": POLICY}, content_type=HTML)
 
