@@ -67,6 +67,14 @@ async def test_a_button_that_is_held_down_is_not_taken_away(journey, calling):
     assert await journey("pressed_while_it_renews", **calling)
 
 
+async def test_tables_that_are_open_go_on_renewing(world, journey):
+    """They stay open, and the one that has the focus keeps it."""
+    assert (await world.post("/v1/embeddings", {"model": "llama3.2", "input": "a"})).is_success
+    await world.settled()
+    opened, focused = await journey("tables_while_they_renew")
+    assert (opened, focused) == ([False, True], 1)
+
+
 async def test_without_script_no_list_claims_to_renew_itself(journey):
     """It can be loaded again by a link."""
     assert (await journey("without_script")).split("\n")[-1] == "Look again"

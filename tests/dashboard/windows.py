@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Self
+from typing import Any, Self
 
 import httpx
 
@@ -163,6 +163,21 @@ def pressed_while_it_renews(base_url: str, gateway_url: str, token: str, key: st
         page.clock.run_for(RENEWED)
         page.locator("#same").wait_for(state="detached")
         return True
+
+
+def tables_while_they_renew(base_url: str, token: str) -> list[Any]:
+    """Open the figures of a chart: renewed, they are still open, and have the focus."""
+    with signed_in(base_url, token) as page:
+        page.clock.install()
+        page.goto("/")
+        page.locator("details.data > summary").nth(1).click()
+        page.evaluate("document.querySelector('#sums').firstElementChild.id = 'old'")
+        page.clock.run_for(2 * RENEWED)
+        page.locator("#old").wait_for(state="detached")
+        opened = page.locator("details.data").evaluate_all("all => all.map(each => each.open)")
+        focused = "[...document.querySelectorAll('details.data > summary')]"
+        place = page.evaluate(f"{focused}.indexOf(document.activeElement)")
+        return [opened, place]
 
 
 def without_script(base_url: str, token: str) -> str:

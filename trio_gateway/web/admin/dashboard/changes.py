@@ -67,7 +67,7 @@ def _said(
     return (
         f"was changed meanwhile{by}: now {_spoken(column, row[column])},"
         f" {_spoken(column, seen[column])} when you opened this form;"
-        " save again to have it as below"
+        " save again to put yours in its place"
     )
 
 

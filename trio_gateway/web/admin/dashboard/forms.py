@@ -99,7 +99,9 @@ class Fields:
             raise Refused(f"must be one of {', '.join(sorted(options))}", name)
         return value
 
-    def whole(self, name: str, least: int = 0, most: int = BIGGEST) -> int | None:
+    def whole(
+        self, name: str, least: int = 0, most: int = BIGGEST, empty: str = "; empty is none"
+    ) -> int | None:
         """Return a whole number, None for an empty field; thousands may be set apart."""
         value = self._form.get(name, "").strip()
         if not value:
@@ -107,12 +109,12 @@ class Fields:
         number = int(_SEPARATORS.sub("", value)) if _WHOLE.fullmatch(value) else -1
         if not least <= number <= most:
             upto = f" to {most}" if most < BIGGEST else " or more"
-            raise Refused(f"must be a whole number, {least}{upto}; leave it empty for none", name)
+            raise Refused(f"must be a whole number, {least}{upto}{empty}", name)
         return number
 
     def needed(self, name: str, least: int = 1, most: int = BIGGEST) -> int:
         """Return a whole number that may not be left out."""
-        value = self.whole(name, least, most)
+        value = self.whole(name, least, most, "")
         if value is None:
             raise Refused("is needed", name)
         return value

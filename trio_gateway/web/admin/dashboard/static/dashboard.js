@@ -131,12 +131,11 @@
   enliven(document);
 
   // A part of the page with data-renew="seconds" is fetched again. It is left alone while a button
-  // is held down, which would be gone before it is let go.
-  let held = false;
-  for (const name of ["pointerdown", "keydown"]) addEventListener(name, () => { held = true; }, true);
-  for (const name of ["pointerup", "pointercancel", "dragend", "keyup", "blur"]) {
-    addEventListener(name, (event) => { if (name !== "blur" || event.target === window) held = false; }, true);
-  }
+  // is held down, which would be gone before it is let go; nobody holds one for long.
+  const HELD = 5000; // milliseconds
+  let heldAt = -HELD;
+  for (const name of ["pointerdown", "keydown"]) addEventListener(name, () => { heldAt = Date.now(); }, true);
+  for (const name of ["pointerup", "pointercancel", "keyup"]) addEventListener(name, () => { heldAt = -HELD; }, true);
 
   const USED = "a, button, summary, input, select, [tabindex]";
   const marked = (each) => [
@@ -150,6 +149,8 @@
   const replace = (part, fresh) => {
     const focused = part.contains(document.activeElement) ? document.activeElement : null;
     const mark = focused && marked(focused);
+    const alike = () => [...part.querySelectorAll(USED)].filter((each) => marked(each) === mark);
+    const which = alike().indexOf(focused);
     const shown = [...part.querySelectorAll("details.data")].map((each) => each.open);
     const places = [...part.querySelectorAll(".scroll")].map((each) => [each.scrollLeft, each.scrollTop]);
     part.replaceChildren(...fresh.childNodes);
@@ -157,14 +158,15 @@
     part.querySelectorAll("details.data").forEach((each, place) => { each.open = shown[place] ?? false; });
     part.querySelectorAll(".scroll").forEach((each, place) => each.scrollTo(...(places[place] ?? [0, 0])));
     if (focused === null) return;
-    const again = [...part.querySelectorAll(USED)].find((each) => marked(each) === mark) ?? part;
+    const again = alike()[which] ?? part;
     if (again === part) part.tabIndex = -1;
     again.focus({ preventScroll: true });
   };
 
   for (const part of document.querySelectorAll("[data-renew]")) {
     const every = Number(part.dataset.renew) * 1000;
-    const busy = () => over || document.hidden || held || document.querySelector("dialog[open]");
+    const busy = () => over || document.hidden || Date.now() - heldAt < HELD
+      || document.querySelector("dialog[open]");
     const renew = async () => {
       if (!busy()) {
         try {
