@@ -208,6 +208,19 @@ def test_what_nobody_foresaw_is_one_line_too(cli, database):
     cli("tenant", "create", "unlucky").refused("failed: CheckViolationError")
 
 
+def test_the_text_of_what_nobody_foresaw_is_not_shown(cli, database):
+    """Drivers quote statements and addresses: its type is named, by a command and by a start."""
+    function = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+    asyncio.run(run_once(database, f"{function} $$ BEGIN RAISE 'a hidden value'; END $$"))
+    trigger = "CREATE TRIGGER refuse BEFORE INSERT ON gateway.tenants EXECUTE FUNCTION refuse()"
+    asyncio.run(run_once(database, trigger))
+    listen = ("--bind", "127.0.0.1:0", "--admin-bind", "127.0.0.1:0")
+    for words in (("tenant", "create", "acme"), ("quickstart", "--simulate", *listen)):
+        answer = cli(*words)
+        answer.refused("RaiseError")
+        assert "hidden" not in answer.err
+
+
 def test_what_cannot_start_says_why(bare, monkeypatch, tmp_path):
     """No Ollama for quickstart, no stores for serve, a port that is taken: one line each."""
     monkeypatch.setenv("OLLAMA_BASE_URL", "http://127.0.0.1:1")

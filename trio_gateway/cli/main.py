@@ -24,7 +24,7 @@ from trio_gateway.cli.report import audit, ledger, usage
 from trio_gateway.cli.start import migrate, quickstart, serve
 from trio_gateway.cli.tenant import tenant
 from trio_gateway.cli.webhook import webhook
-from trio_gateway.core.causes import first_of
+from trio_gateway.core.causes import sentence_of
 
 INTERRUPTED = 130  # as shells count Ctrl-C
 
@@ -76,8 +76,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     except click.Abort:
         sys.exit(INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - an operator gets a sentence, not a traceback
-        first = first_of(error)
-        complain(f"failed: {type(first).__name__}: {first}")
+        complain(f"failed: {sentence_of(error)}")
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+OURS = __name__.partition(".")[0]
+
 
 def first_of(error: BaseException) -> BaseException:
     """Return the first single error inside groups of groups."""
@@ -11,6 +15,15 @@ def first_of(error: BaseException) -> BaseException:
 
 
 def sentence_of(error: BaseException) -> str:
-    """Return the first line of the first single error, or its type where it says nothing."""
+    """Return what an operator may be told of the first single error.
+
+    The first line of one of our own; of any other its type alone, with the system's own word for
+    what the system refused: drivers quote addresses, with their passwords, and statements.
+    """
     first = first_of(error)
-    return str(first).split("\n")[0] or type(first).__name__
+    name, module = type(first).__name__, type(first).__module__
+    if module.partition(".")[0] == OURS:
+        return str(first).split("\n")[0] or name
+    if isinstance(first, OSError) and first.errno and module == "builtins":
+        return f"{name}: {os.strerror(first.errno)}"
+    return name
