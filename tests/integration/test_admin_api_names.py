@@ -4,6 +4,7 @@ import pytest
 
 from tests.integration.admin_world import open_admin
 from tests.integration.test_admin_api import chat, done
+from trio_gateway.core.domain import Outcome
 from trio_gateway.services.account_rows import new_id
 
 
@@ -119,3 +120,58 @@ async def test_every_refusal_of_a_field_names_it(admin):
     await done(admin, "POST", f"/keys/{key['id']}/revoke")
     for act in ("rotate", "enable"):
         assert await refused(admin, "POST", f"/keys/{key['id']}/{act}", status=409) == "key"
+
+
+async def test_acts_are_found_by_name_and_by_id_alike(admin):
+    """Of tenants, keys, admins, webhooks and models; what nobody knows is 404."""
+    key = admin.world.key
+    tenant = await done(admin, "POST", "/tenants", {"name": "lab", "all_models": True}, 201)
+    await done(admin, "PATCH", f"/keys/{key['id']}", {"name": "laptop"})
+    lab_key = await done(admin, "POST", "/keys", {"tenant": "lab", "name": "laptop"}, 201)
+    ada = await done(admin, "POST", "/admins", {"name": "ada", "role": "viewer"}, 201)
+    hook = await done(
+        admin, "POST", "/webhooks", {"name": "hook", "url": "https://hooks.example/"}, 201
+    )
+    await done(admin, "PATCH", "/models/llama3.2", {"blocked": True})
+
+    async def subjects(subject, limit=100):
+        acts = await done(admin, "GET", f"/audit/acts?subject={subject}&limit={limit}")
+        ids = [act["id"] for act in acts["data"]]
+        assert ids == sorted(ids, reverse=True)
+        return [act["subject"] for act in acts["data"]]
+
+    for name, found in (
+        ("lab", [tenant["id"]]),
+        ("laptop", [lab_key["id"], *[key["id"]] * 2]),
+        (lab_key["public_id"], [lab_key["id"]]),
+        ("ada", [ada["id"]]),
+        ("hook", [hook["id"]]),
+        ("LLAMA3.2", ["llama3.2:latest"]),
+    ):
+        assert await subjects(name) == found
+        assert await subjects(found[0]) == [found[0]] * found.count(found[0])
+    assert await subjects("laptop", 1) == [lab_key["id"]]
+    await done(admin, "DELETE", "/tenants/lab")
+    assert await subjects(tenant["id"]) == [tenant["id"]] * 2
+    for nobody in ("lab", "nobody", new_id("ten_"), "a%00b", "%C3%A4:b c"):
+        await done(admin, "GET", f"/audit/acts?subject={nobody}", status=404)
+
+
+async def test_what_no_list_can_be_asked_for_is_refused(admin):
+    """Cursors of no page, words outside a closed set and a span that ends before it begins."""
+    for path, param in (
+        ("/ledger?outcome=nope", "outcome"),
+        ("/ledger?since=2026-01-02T00:00:00Z&until=2026-01-01T00:00:00Z", "since"),
+        ("/ledger?since=2026-01-01T00:00:00Z&until=2026-01-01T00:00:00Z", "since"),
+        ("/ledger?cursor=zzz", "cursor"),
+        ("/tenants?cursor=zzz", "cursor"),
+        ("/tenants?cursor=enp6", "cursor"),
+        ("/tenants?cursor=YWZ0ZXIg%C3%A4", "cursor"),
+        ("/audit/acts?cursor=1", "cursor"),
+        ("/audit/refusals?cursor=12345", "cursor"),
+        ("/notices?cursor=1", "cursor"),
+        ("/keys?cursor=zzz", "cursor"),
+    ):
+        assert await refused(admin, "GET", path) == param, path
+    for outcome in Outcome:
+        await done(admin, "GET", f"/ledger?outcome={outcome}")

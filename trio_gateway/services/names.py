@@ -45,6 +45,11 @@ def check_key_name(name: str) -> None:
     _check_no_id(name)
 
 
+def is_id(text: str) -> bool:
+    """Whether this has the form of an id of a tenant, a key, an admin or a webhook."""
+    return _ID.fullmatch(text) is not None
+
+
 def _check_no_id(name: str) -> None:
-    if _ID.fullmatch(name):
+    if is_id(name):
         raise Refused("a name must not look like an id", "name")

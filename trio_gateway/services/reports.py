@@ -6,8 +6,9 @@ import json
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from trio_gateway.services.account_rows import Row, find_tenant, storable
+from trio_gateway.services.account_rows import Refused, Row, find_tenant, storable
 from trio_gateway.services.instants import check_instant
+from trio_gateway.services.subjects import subjects_of
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -25,6 +26,12 @@ _GROUPS = {
     "outcome": ("outcome", "l.outcome"),
     "day": ("day", "to_char(l.started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD')"),
 }
+_ACTS = "SELECT * FROM gateway.admin_events WHERE {tests} ORDER BY id DESC LIMIT {limit:d}"
+# A page of each subject off the index, which has not several in order.
+_ACTS_OF = """
+SELECT e.* FROM unnest(${place}::text[]) AS s (one) CROSS JOIN LATERAL ({each}) e
+ORDER BY e.id DESC LIMIT {limit:d}
+"""
 # From one value to the next by the column's index, however many rows have each.
 _SEEN = """
 WITH RECURSIVE found AS (
@@ -35,6 +42,7 @@ WITH RECURSIVE found AS (
 )
 SELECT seen FROM found WHERE seen IS NOT NULL LIMIT 200
 """
+_THERE = "SELECT EXISTS (SELECT FROM gateway.audit_log WHERE id = $1)"
 _SUMS = ("requests", "failures", "prompt_tokens", "completion_tokens", "charged_tokens")
 
 
@@ -86,21 +94,17 @@ class Reports:
     ) -> list[Row]:
         """Return what operators changed, the latest first, with the rows before and after.
 
-        `before` is the id that the last page ended with; `subject` is the id of what was changed,
-        `actor` who did it, such as `admin:eve`, and `action` what it was, such as `key.revoke`.
+        `before` is the id that the last page ended with; `subject` is what was changed, by name or
+        id, `actor` who did it, such as `admin:eve`, and `action` what it was, such as `key.revoke`.
         """
-        equal = {"subject": subject, "actor": actor, "action": action}
         check_instant(since, "since")
         tests, values = _tests(
             ("at >= {}", since),
             ("id < {}", before),
-            *((f"{name} = {{}}", text and storable(text)) for name, text in equal.items()),
+            ("actor = {}", actor and storable(actor)),
+            ("action = {}", action and storable(action)),
         )
-        rows = await self._postgres.fetch(
-            f"SELECT * FROM gateway.admin_events WHERE {tests}"  # noqa: S608 - no text of others
-            f" ORDER BY id DESC LIMIT {limit:d}",
-            *values,
-        )
+        rows = await self._postgres.run(self._acts, tests, values, subject, limit)
         return [{**row, "before": _parsed(row["before"]), "after": _parsed(row["after"])}
                 for row in rows]  # fmt: skip
 
@@ -115,6 +119,16 @@ class Reports:
     async def _seen(self, column: str) -> list[str]:
         rows = await self._postgres.fetch(_SEEN.format(column=column))
         return [row["seen"] for row in rows]
+
+    async def _acts(
+        self, connection: Connection, tests: str, values: list[Any], subject: str | None, limit: int
+    ) -> list[Any]:
+        if subject is None:
+            return await connection.fetch(_ACTS.format(tests=tests, limit=limit), *values)
+        subjects = await subjects_of(connection, subject)
+        each = _ACTS.format(tests=f"{tests} AND subject = s.one", limit=limit)
+        query = _ACTS_OF.format(place=len(values) + 1, each=each, limit=limit)
+        return await connection.fetch(query, *values, subjects)
 
     async def _usage(
         self,
@@ -166,6 +180,8 @@ class Reports:
             ("at <= (SELECT at FROM gateway.audit_log WHERE id = {})", before),
             ("(at, id) < (SELECT at, id FROM gateway.audit_log WHERE id = {})", before),
         )
+        if before is not None and not await connection.fetchval(_THERE, before):
+            raise Refused("the list cannot go on after what is gone; begin again", "before")
         rows = await connection.fetch(
             f"SELECT * FROM gateway.audit_log WHERE {tests}"  # noqa: S608 - no text of others
             f" ORDER BY at DESC, id DESC LIMIT {limit:d}",

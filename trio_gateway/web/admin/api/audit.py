@@ -17,7 +17,9 @@ class ActList(Paged):
     """Acts, the latest first."""
 
     since: Instant | None = None
-    subject: Name | None = Field(None, description="The id of what was changed.")
+    subject: Name | None = Field(
+        None, description="What was changed, by name or id; what is gone goes by its id."
+    )
 
 
 class RefusalList(Paged):

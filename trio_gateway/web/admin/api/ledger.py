@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import Field
 
+from trio_gateway.core.domain import Outcome
+from trio_gateway.core.errors import InvalidCall
 from trio_gateway.services.ledger_pages import LedgerFilter, LedgerPages, Place
 from trio_gateway.web.admin.api.exports import MEDIA, STEP, Format, export, wanted_format
 from trio_gateway.web.admin.api.owners import key_id, tenant_id
@@ -35,7 +37,7 @@ class LedgerQuery(Paged):
     tenant: Name | None = Field(None, description="By name or id.")
     key: Name | None = Field(None, description="By id, public id or name.")
     model: ModelName | None = None
-    outcome: Text | None = None
+    outcome: Outcome | None = None
     batch_id: Text | None = None
     since: Instant | None = None
     until: Instant | None = None
@@ -70,6 +72,8 @@ class LedgerRow(Answer):
 async def list_ledger(query: LedgerQuery) -> Any:
     """List calls, or export them as CSV or JSON lines."""
     wanted = wanted_format(query)
+    if query.since and query.until and query.since >= query.until:
+        raise InvalidCall("'since' must be before 'until'.", param="since")
     mine = LedgerFilter(
         request_id=query.request_id,
         tenant_id=await tenant_id(query.tenant),

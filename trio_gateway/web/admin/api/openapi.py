@@ -44,7 +44,7 @@ _ERRORS = {
     503: "A store does not answer; try again.",
 }
 _EVERYWHERE = (400, 401, 403, 413, 415, 421, 503)
-_NAMING = {"tenant", "key"}
+_NAMING = {"tenant", "key", "subject"}
 _SCHEMA_OF_MEDIA = {
     "application/octet-stream": {"type": "string", "format": "binary"},
     JSON: {"type": "object"},

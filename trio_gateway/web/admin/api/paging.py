@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 _ID = re.compile(r"[1-9][0-9]{0,17}")
+_NAMED = "after "  # what a cursor holds before a name
 
 
 def page(
@@ -23,10 +25,28 @@ def page(
 
 
 def numbered(cursor: str | None) -> int | None:
-    """Return the id that a cursor holds; raises InvalidCall."""
-    if cursor is not None and not _ID.fullmatch(cursor):
+    """Return the id that a cursor holds, below which there is another; raises InvalidCall."""
+    if cursor is not None and (not _ID.fullmatch(cursor) or cursor == "1"):
         raise malformed()
     return None if cursor is None else int(cursor)
+
+
+def after(name: str) -> str:
+    """Return the cursor of a list by name."""
+    return base64.urlsafe_b64encode(f"{_NAMED}{name}".encode()).decode()
+
+
+def named(cursor: str | None) -> str:
+    """Return the name that a cursor holds, empty for none; raises InvalidCall."""
+    if cursor is None:
+        return ""
+    try:
+        text = base64.b64decode(cursor.encode("ascii"), b"-_", validate=True).decode()
+    except ValueError:
+        raise malformed() from None
+    if not text.startswith(_NAMED):
+        raise malformed()
+    return text.removeprefix(_NAMED)
 
 
 def malformed() -> InvalidCall:

@@ -6,7 +6,7 @@ from pydantic import ConfigDict, Field, computed_field
 
 from trio_gateway.services.accounts import KEYS_COUNTED
 from trio_gateway.web.admin.api.accounts import Extension, Limited, Limits, Models
-from trio_gateway.web.admin.api.paging import page
+from trio_gateway.web.admin.api.paging import after, named, page
 from trio_gateway.web.admin.api.sections import Section, books, made
 from trio_gateway.web.admin.api.shapes import Change, Gone, Page, Paged, Text
 
@@ -83,8 +83,8 @@ class ShownTenant(Tenant):
 @section.get("/tenants", Page[ListedTenant], query=TenantList)
 async def list_tenants(query: TenantList) -> dict[str, Any]:
     """List tenants by name."""
-    rows = await books().accounts.listing(query.match, query.limit + 1, query.cursor or "")
-    return page(rows, query.limit, lambda row: row["name"])
+    rows = await books().accounts.listing(query.match, query.limit + 1, named(query.cursor))
+    return page(rows, query.limit, lambda row: after(row["name"]))
 
 
 @section.post("/tenants", Tenant, body=TenantCreate, status=201, conflicts=True)
