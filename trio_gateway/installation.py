@@ -10,7 +10,7 @@ import trio
 
 from trio_gateway import listening, settings
 from trio_gateway.announcing import Announcement
-from trio_gateway.core.causes import sentence_of
+from trio_gateway.core.causes import first_of, sentence_of
 from trio_gateway.keeping import StartFailed
 from trio_gateway.supervisor import ADMIN_DRAIN, APPLICATION, AdminPlan, Plan
 
@@ -26,6 +26,7 @@ TOKEN_FILE = "admin-token.sha256"  # noqa: S105 - a file's name
 SECRETS = ("database_url", "redis_url", "ollama_base_url", "blob_url")
 # The issuer goes with its secret, without which it would be half a setting.
 ADMIN_SECRETS = ("admin_token", "metrics_token", "oidc_issuer", "oidc_client_secret")
+UNUSABLE = "DATABASE_URL is not a PostgreSQL address"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,9 @@ class Installation:
             made = await trio.to_thread.run_sync(self._hooks.first_key, database_url)
             await self._make_admin()
         except Exception as error:
-            reason = sentence_of(error)
+            # the address is read at the first use, and what is wrong with it may quote it
+            unusable = isinstance(first_of(error), ValueError)
+            reason = UNUSABLE if unusable else sentence_of(error)
             raise StartFailed(f"the database could not be prepared: {reason}") from error
         self._tenant, self._key = made
         if self.folder is not None:

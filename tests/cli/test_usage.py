@@ -221,6 +221,16 @@ def test_the_text_of_what_nobody_foresaw_is_not_shown(cli, database):
         assert "hidden" not in answer.err
 
 
+def test_an_address_that_is_none_is_not_shown(cli, monkeypatch):
+    """By a command and by a start: pieces of it would be pieces of a password."""
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:hid#den@127.0.0.1/x")
+    listen = ("--bind", "127.0.0.1:0", "--admin-bind", "127.0.0.1:0")
+    for words in (("tenant", "list"), ("quickstart", "--simulate", *listen)):
+        answer = cli(*words)
+        answer.refused("DATABASE_URL is not a PostgreSQL address")
+        assert "hid" not in answer.err
+
+
 def test_what_cannot_start_says_why(bare, monkeypatch, tmp_path):
     """No Ollama for quickstart, no stores for serve, a port that is taken: one line each."""
     monkeypatch.setenv("OLLAMA_BASE_URL", "http://127.0.0.1:1")
