@@ -52,6 +52,8 @@ async def test_what_is_stored_by_hand_breaks_no_page_and_no_call(world, admin, v
         f"/tenants/{tenant}/edit",
         f"/keys/{key}",
         f"/keys/{key}/edit",
+        "/keys?state=active",
+        "/keys?state=expired",
         "/tenants",
         "/admins",
         "/audit",

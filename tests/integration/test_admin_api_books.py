@@ -227,6 +227,10 @@ async def test_acts_and_refusals_are_read_back_page_by_page(admin):
     assert [act["before"]["budget"] for act in page["data"]] == [2, 1]
     rest = await done(admin, "GET", f"/audit/acts?subject={acme}&cursor={page['next']}")
     assert [act["action"] for act in rest["data"]] == ["tenant.update", "tenant.create"]
+    mine = f"/audit/acts?subject={acme}&actor=admin:admin&action=tenant.update"
+    assert len((await done(admin, "GET", mine))["data"]) == 3
+    for nobody in ("actor=nobody", "action=key.revoke"):
+        assert (await done(admin, "GET", f"/audit/acts?{nobody}"))["data"] == []
     await admin.world.client.get("/api/pull")
     found = await some(admin, "/audit/refusals")
     assert found[0]["code"] == "endpoint_not_allowed"

@@ -8,7 +8,7 @@ from pydantic import Field
 from trio_gateway.web.admin.api.owners import tenant_id
 from trio_gateway.web.admin.api.paging import numbered, page
 from trio_gateway.web.admin.api.sections import Section, books
-from trio_gateway.web.admin.api.shapes import Answer, Instant, Name, Page, Paged
+from trio_gateway.web.admin.api.shapes import Answer, Instant, Name, Page, Paged, Text
 
 section = Section("audit")
 
@@ -20,6 +20,8 @@ class ActList(Paged):
     subject: Name | None = Field(
         None, description="What was changed, by name or id; what is gone goes by its id."
     )
+    actor: Text | None = Field(None, description="Who did it, such as admin:eve.")
+    action: Text | None = Field(None, description="What was done, such as key.revoke.")
 
 
 class RefusalList(Paged):
@@ -62,7 +64,12 @@ class Refusal(Answer):
 async def list_acts(query: ActList) -> Any:
     """List what operators changed."""
     rows = await books().reports.acts(
-        query.since, query.limit + 1, numbered(query.cursor), query.subject
+        query.since,
+        query.limit + 1,
+        numbered(query.cursor),
+        query.subject,
+        actor=query.actor,
+        action=query.action,
     )
     return page(rows, query.limit, lambda row: row["id"])
 
