@@ -6,6 +6,8 @@ import contextlib
 
 import trio
 
+from tests.dashboard.visitor import visiting
+from tests.integration.admin_world import open_admin
 from tests.integration.caller import NATIVE, PATIENCE, calling
 from trio_gateway.simulator.script import Script
 
@@ -17,16 +19,22 @@ FAILURES = 12  # so many that everybody who asks by itself has asked in vain
 
 @contextlib.asynccontextmanager
 async def no_schema(world):
-    """Hide the schema while the block runs, and return once the gateway has missed it often."""
-    (before,) = await world.rows(ROLLED_BACK)
+    """Hide the schema while the block runs."""
     await world.rows("ALTER SCHEMA gateway RENAME TO away")
     try:
         yield
-        with trio.fail_after(PATIENCE):
-            while (await world.rows(ROLLED_BACK))[0]["so_far"] < before["so_far"] + FAILURES:  # noqa: ASYNC110
-                await trio.sleep(0.05)
     finally:
         await world.rows("ALTER SCHEMA away RENAME TO gateway")
+
+
+@contextlib.asynccontextmanager
+async def missed_often(world):
+    """Leave the block once the gateway has asked in vain often."""
+    (before,) = await world.rows(ROLLED_BACK)
+    yield
+    with trio.fail_after(PATIENCE):
+        while (await world.rows(ROLLED_BACK))[0]["so_far"] < before["so_far"] + FAILURES:  # noqa: ASYNC110
+            await trio.sleep(0.05)
 
 
 async def test_a_schema_that_is_missing_is_waited_for(world):
@@ -35,7 +43,7 @@ async def test_a_schema_that_is_missing_is_waited_for(world):
     world.sim.play(Script(tokens=5, held=True))
     async with calling(world, NATIVE) as caller:
         await caller.until(b"t0")
-        async with no_schema(world):
+        async with no_schema(world), missed_often(world):
             answer = await world.post("/api/chat", NATIVE.body(), stranger)
             assert answer.status_code == 503
             assert "migrate" not in answer.text
@@ -44,3 +52,18 @@ async def test_a_schema_that_is_missing_is_waited_for(world):
             assert world.gateway.gate.writer.backlog == 1
     assert (await world.post("/api/chat", NATIVE.body(), stranger)).status_code == 200
     assert [row["outcome"] for row in await world.ledger()] == ["completed", "completed"]
+
+
+async def test_operators_are_told_to_migrate(world):
+    """By the API, and by any page to whoever is signed in; not that PostgreSQL is away."""
+    async with open_admin(world) as admin, visiting(admin) as visitor:
+        headers = await admin.auth()
+        async with no_schema(world):
+            answer = await admin.client.get("/admin/v1/tenants", headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (
+                503,
+                "store_unavailable",
+            )
+            assert "run migrations" in answer.json()["error"]["message"]
+            page = await visitor.see("/tenants", 503)
+            assert "trio-gateway migrate" in page
