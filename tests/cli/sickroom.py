@@ -10,9 +10,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urlsplit
 
 import redis
 
@@ -115,6 +116,20 @@ def report(redis_url: str, *, skew: float = 0, **fields: Any) -> None:
     with redis.Redis.from_url(redis_url) as memory:
         memory.zadd(INDEX, {name: whole["reported_at"]})
         memory.set(PREFIX + name, json.dumps(whole), px=int(LIFE * 1000))
+
+
+def to_redis(url: str) -> Callable[[], socket.socket]:
+    """Return how to connect to the Redis at an address; see `relay`."""
+    parts = urlsplit(url)
+
+    def connect() -> socket.socket:
+        if parts.scheme != "unix":
+            return socket.create_connection((parts.hostname or "", parts.port or 6379))
+        there = socket.socket(socket.AF_UNIX)
+        there.connect(parts.path)
+        return there
+
+    return connect
 
 
 class _Relay(socketserver.ThreadingTCPServer):

@@ -12,7 +12,7 @@ import trio
 from tests.cli.sickroom import found_by, ollama, report, silence, state_of
 from trio_gateway.cli import check_bounds
 from trio_gateway.cli.check_bounds import checked
-from trio_gateway.cli.finding import clock, ok
+from trio_gateway.cli.finding import ahead, clock, ok
 from trio_gateway.clients.blobs import open_blobs
 from trio_gateway.clients.bridge import open_bridge
 from trio_gateway.clients.postgres import open_postgres, run_once
@@ -192,6 +192,12 @@ async def test_the_text_of_an_unforeseen_error_is_not_shown():
     assert (finding.state, "RuntimeError" in finding.detail) == ("fail", True)
     assert "hidden" not in str(finding)
     assert await checked("it", fine) == [ok("it", "is")]
+
+
+@pytest.mark.parametrize(("theirs", "skew"), [(100, 0), (103, 0), (99, -1), (106, 1), (100.5, 0)])
+def test_what_a_reading_took_is_no_skew_of_a_clock(theirs, skew):
+    """Another clock that was read between two readings of ours may agree for as long as that."""
+    assert ahead(theirs, 100, 105) == skew
 
 
 @pytest.mark.parametrize(

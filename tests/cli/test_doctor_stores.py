@@ -12,7 +12,8 @@ import pytest
 import redis
 
 from deploy.staging.programs import free_port
-from tests.cli.sickroom import found_by, relay, report, state_of
+from tests.cli.sickroom import found_by, relay, report, state_of, to_redis
+from trio_gateway.cli import redis_line
 from trio_gateway.cli.check_redis import _server
 from trio_gateway.clients.postgres import run_once
 from trio_gateway.embedded.redis import find_server
@@ -229,6 +230,15 @@ def test_the_version_of_redis_is_judged(fields, state, words):
     assert (finding.state, words in finding.detail) == (state, True)
 
 
+def test_a_redis_that_is_not_there_is_no_matter_of_the_network(cli, monkeypatch):
+    """A refused connection is told at once, and not tried for again; what to do is to start it."""
+    monkeypatch.setattr(redis_line, "REDIS_LIMIT", 600.0)
+    monkeypatch.setenv("REDIS_URL", "redis://:hidden@127.0.0.1:1/0")
+    found = found_by(cli)["redis"]
+    assert (found["state"], found["detail"]) == ("fail", "Redis cannot be used at 127.0.0.1:1/0")
+    assert "Start Redis" in found["advice"]
+
+
 def test_a_redis_that_is_badly_set_is_told(cli, redis_url):
     """Eviction, no append-only file, and memory that is nearly full."""
     told = {"maxmemory-policy": "allkeys-lru", "appendonly": "no", "maxmemory": "500mb"}
@@ -256,21 +266,13 @@ def test_a_redis_that_is_badly_set_is_told(cli, redis_url):
 
 def test_a_redis_far_away_is_told(cli, redis_url, monkeypatch):
     """Behind a line that takes 15 ms for each answer."""
-    parts = urlsplit(redis_url)
-
-    def connect():
-        if parts.scheme != "unix":
-            return socket.create_connection((parts.hostname, parts.port))
-        there = socket.socket(socket.AF_UNIX)
-        there.connect(parts.path)
-        return there
 
     def back(far):
         while piece := far.recv(65_536):
             time.sleep(0.015)
             yield piece
 
-    with relay(connect, back) as port:
+    with relay(to_redis(redis_url), back) as port:
         monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{port}/0")
         found = found_by(cli)
     assert (found["redis latency"]["state"], found["redis"]["state"]) == ("warn", "ok")

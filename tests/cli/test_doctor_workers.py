@@ -5,11 +5,13 @@ import resource
 import socket
 
 import pytest
+import redis
 
-from tests.cli.sickroom import fake_worker, found_by, report, state_of
+from tests.cli.sickroom import LIFE, fake_worker, found_by, relay, report, state_of, to_redis
 from trio_gateway import __version__, office
 from trio_gateway.cli.check_workers import ADMIN_CONNECTIONS, WORKER_CONNECTIONS
 from trio_gateway.clients.postgres import open_postgres
+from trio_gateway.services.workers import PREFIX
 
 
 def backend(host, *, healthy):
@@ -54,7 +56,32 @@ def test_a_machine_whose_clock_is_off_is_told(cli, redis_url, skew, state):
     report(redis_url)
     report(redis_url, host="gpu2", skew=skew)
     found = found_by(cli)["clock of gpu2"]
-    assert (found["state"], f"{abs(skew)}.0 s" in found["detail"]) == (state, True)
+    way = "ahead of" if skew > 0 else "behind"
+    assert (found["state"], way in found["detail"]) == (state, True)
+
+
+def test_the_clock_of_a_machine_is_read_off_its_best_report(cli, redis_url):
+    """One that came late to Redis says nothing of the clock, where another of its machine does."""
+    report(redis_url, skew=-5)
+    report(redis_url, slot="w1")
+    assert state_of(cli, "worker clocks")[0] == "ok"
+
+
+def test_a_report_that_comes_while_the_doctor_looks_changes_no_clock(cli, redis_url, monkeypatch):
+    """Its age is that of the very report that was read."""
+    report(redis_url, skew=-300)
+
+    def back(far):
+        while piece := far.recv(65_536):
+            if b"reported_at" in piece:
+                memory.pexpire(key, int(LIFE * 1000))  # as it is when a report was just written
+            yield piece
+
+    with redis.Redis.from_url(redis_url) as memory, relay(to_redis(redis_url), back) as port:
+        (key,) = memory.keys(f"{PREFIX}*")
+        memory.pexpire(key, int((LIFE - 300) * 1000))
+        monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{port}/0")
+        assert state_of(cli, "worker clocks")[0] == "ok"
 
 
 def test_a_backend_that_workers_cannot_use_is_told(cli, redis_url):

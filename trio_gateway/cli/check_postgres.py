@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from trio_gateway.cli.finding import Finding, clock, fail, ok, warn
+from trio_gateway.cli.finding import Finding, ahead, clock, fail, ok, warn
 from trio_gateway.cli.session import explained, place
 from trio_gateway.clients.postgres import connect, mapped_errors, open_listener
 from trio_gateway.core.errors import StoreUnavailable
@@ -51,7 +51,7 @@ async def check_server(postgres: Postgres, url: str) -> Server:
     row = dict((await postgres.fetch(_STATE))[0])
     began = time.time()
     now = (await postgres.fetch("SELECT extract(epoch FROM clock_timestamp())::float8 AS it"))[0]
-    skew = now["it"] - (began + time.time()) / 2
+    skew = ahead(now["it"], began, time.time())
     limits = [row["connections"], row["of_database"], row["of_role"]]
     found = (_server(row, url), _encoding(row), _durability(row), clock("postgres clock", skew))
     return Server(found, min(limit for limit in limits if limit is not None and limit >= 0))

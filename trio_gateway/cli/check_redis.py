@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from trio_gateway.cli.check_workers import Report, read_reports
 from trio_gateway.cli.door import Failure
-from trio_gateway.cli.finding import Finding, clock, fail, ok, warn
+from trio_gateway.cli.finding import Finding, ahead, clock, fail, ok, warn
 from trio_gateway.cli.redis_line import open_redis
 from trio_gateway.cli.session import place
 from trio_gateway.clients.sentinel_address import SHAPE
@@ -41,7 +41,7 @@ class Memory:
 async def check_redis(url: str) -> Memory:
     """Ask Redis about itself and about the workers."""
     try:
-        async with open_redis(url) as redis:
+        async with open_redis(url, patient=False) as redis:
             try:
                 return await _examine(redis, url)
             except StoreUnavailable:
@@ -79,7 +79,7 @@ async def _fastest(redis: Redis) -> float:
 async def _skew(redis: Redis) -> float:
     began = time.time()
     seconds, micros = await redis.command("TIME")
-    return int(seconds) + int(micros) / 1e6 - (began + time.time()) / 2
+    return ahead(int(seconds) + int(micros) / 1e6, began, time.time())
 
 
 async def _sees_models(redis: Redis) -> bool:

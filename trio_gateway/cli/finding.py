@@ -39,6 +39,15 @@ def fail(check: str, detail: str, advice: str) -> Finding:
     return Finding(check, "fail", detail, advice)
 
 
+def ahead(theirs: float, before: float, after: float) -> float:
+    """Return by how many seconds, at least, another clock is ahead of this machine's.
+
+    It was read between two readings of ours, however far they are apart: this machine, or the
+    other side, may be busy.
+    """
+    return theirs - min(max(theirs, before), after)
+
+
 def clock(check: str, skew: float) -> Finding:
     """Judge by how many seconds another clock is ahead of this machine's."""
     detail = f"{abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} this machine"

@@ -20,8 +20,11 @@ REDIS_LIMIT = 4.0  # seconds to reach Redis
 
 
 @asynccontextmanager
-async def open_redis(url: str) -> AsyncIterator[Redis]:
-    """Hold a connection to Redis; raises Failure where there is none, or the URL is none."""
+async def open_redis(url: str, *, patient: bool = True) -> AsyncIterator[Redis]:
+    """Hold a connection to Redis; raises Failure where there is none, or the URL is none.
+
+    Who is `patient` tries again for REDIS_LIMIT: the server may be starting.
+    """
     # the client tells a log of its troubles, which a command tells its user
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     try:
@@ -29,7 +32,9 @@ async def open_redis(url: str) -> AsyncIterator[Redis]:
     except ValueError as error:
         raise Failure(str(error)) from error
     async with trio.open_nursery() as nursery:
-        with trio.move_on_after(REDIS_LIMIT):
+        with trio.move_on_after(REDIS_LIMIT) as scope:
+            if not patient:
+                nursery.start_soon(_give_up, redis, scope)
             await nursery.start(redis.run)
         reached = redis.connected
         if reached:
@@ -38,3 +43,8 @@ async def open_redis(url: str) -> AsyncIterator[Redis]:
     if not reached:
         why = f": {redis.trouble}" if redis.trouble else ""
         raise Failure(f"Redis cannot be used at {place(url)}{why}")
+
+
+async def _give_up(redis: Redis, scope: trio.CancelScope) -> None:
+    await redis.failed.wait()
+    scope.cancel()

@@ -114,6 +114,7 @@ class Redis:
         self.run_id = ""
         self.connected_at = 0.0  # trio time of the last connect
         self.trouble = ""  # why there is no connection, where the server or a sentinel told
+        self.failed = trio.Event()  # once one was tried for, or lost, in vain
 
     @property
     def connected(self) -> bool:
@@ -168,6 +169,7 @@ class Redis:
                 if not down:
                     log.warning("redis_lost", error=str(error) or type(error).__name__)
                 down = True
+                self.failed.set()
                 self.trouble = str(error) if isinstance(error, ConnectionLost) else ""
             finally:
                 self._disconnected()
