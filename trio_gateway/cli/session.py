@@ -105,7 +105,7 @@ def explained(error: BaseException, url: str) -> str | None:
     if isinstance(error, NotMigrated):
         return str(error)
     if isinstance(error, Unstorable):
-        return f"failed: {error}: {error.__cause__}"
+        return f"failed: {error}"  # the text of its cause quotes the row
     if isinstance(error, StoreUnavailable):
         cause = str(error.__cause__ or "").splitlines()
         return f"PostgreSQL cannot be used at {place(url)}" + (f": {cause[0]}" if cause else "")
