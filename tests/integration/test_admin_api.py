@@ -138,8 +138,8 @@ async def test_a_tenants_extension_ends_when_it_was_said_to(admin):
     """Until an instant, or for some seconds, one of the two; an unlimited budget has none."""
     path = "/tenants/acme/extension"
     for body, param in (
-        ({"tokens": 5}, None),
-        ({"tokens": 5, "seconds": 5, "until": "2099-01-01T00:00:00Z"}, None),
+        ({"tokens": 5}, "until"),
+        ({"tokens": 5, "seconds": 5, "until": "2099-01-01T00:00:00Z"}, "until"),
         ({"tokens": 5, "seconds": 5}, "budget"),
     ):
         answer = await admin.ask("POST", path, body)

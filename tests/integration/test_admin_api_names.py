@@ -1,5 +1,7 @@
 """Names and ids in the admin API: whom they mean, what they may be, and that they can change."""
 
+from urllib.parse import quote
+
 import pytest
 
 from tests.integration.admin_world import open_admin
@@ -175,3 +177,17 @@ async def test_what_no_list_can_be_asked_for_is_refused(admin):
         assert await refused(admin, "GET", path) == param, path
     for outcome in Outcome:
         await done(admin, "GET", f"/ledger?outcome={outcome}")
+
+
+@pytest.mark.parametrize("name", ["team/laptop", "a/b?c#d", "x/rotate", "../../x", "100%", "ä é"])
+async def test_a_key_goes_by_its_name_whatever_is_in_it(admin, name):
+    """Each thing that can be done to it, with the name encoded as in any address."""
+    made = await done(admin, "POST", "/keys", {"tenant": "acme", "name": name}, 201)
+    path = f"/keys/{quote(name, safe='')}"
+    assert (await done(admin, "GET", path))["id"] == made["id"]
+    await done(admin, "PATCH", "/tenants/acme", {"budget": 5})
+    await done(admin, "PATCH", path, {"budget": 5})
+    await done(admin, "POST", f"{path}/extension", {"tokens": 5, "seconds": 60})
+    await done(admin, "DELETE", f"{path}/extension")
+    for act in ("rotate", "disable", "enable", "revoke"):
+        assert (await done(admin, "POST", f"{path}/{act}"))["id"] == made["id"]

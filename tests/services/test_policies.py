@@ -40,6 +40,28 @@ async def test_what_the_operator_sets_is_seen_at_the_next_refresh(postgres):
         assert policies.blocked == frozenset()
 
 
+@pytest.mark.parametrize(
+    ("value", "usual"),
+    [
+        ({"blocked": True}, {"blocked": False}),
+        ({"milli_weight": 5}, {"milli_weight": 1000}),
+        ({"num_ctx": 4096, "digest": "d" * 64}, {"num_ctx": None, "digest": None}),
+    ],
+)
+async def test_a_policy_that_says_nothing_any_more_is_gone(postgres, value, usual):
+    """From the book as from what workers know; that it was there stays on record."""
+    with trio.fail_after(LIMIT):
+        policies, book = Policies(postgres), ModelBook(postgres, "test")
+        await book.set("m:latest", value, "model.update")
+        row = await book.set("m:latest", usual, "model.update")
+        assert {column: row[column] for column in usual} == usual
+        assert await book.listing() == []
+        await policies.refresh()
+        assert policies.policy("m:latest") == ModelPolicy("m:latest")
+        acts = await postgres.fetch("SELECT before FROM gateway.admin_events ORDER BY id")
+        assert [act["before"] is None for act in acts] == [True, False]
+
+
 async def test_each_change_is_recorded_with_what_was_before(postgres):
     """The record of an act is in the same transaction."""
     with trio.fail_after(LIMIT):

@@ -65,6 +65,7 @@ class ModelBook:
     ) -> Row:
         """Change some of COLUMNS for one model and return its row.
 
+        A policy that says nothing any more is not kept.
         `seen` holds columns as whoever changes them saw them; see `check_seen`.
         """
         if not values or values.keys() - set(COLUMNS):
@@ -93,10 +94,13 @@ class ModelBook:
             name,
             *values.values(),
         )
+        row = dict(rows[0])
+        if all(row[column] == usual for column, usual in UNSET.items()):
+            await connection.execute("DELETE FROM gateway.models WHERE name = $1", name)
         await write_event(
-            connection, (self._actor, action, name), dict(before) if before else None, dict(rows[0])
+            connection, (self._actor, action, name), dict(before) if before else None, row
         )
-        return dict(rows[0])
+        return row
 
 
 def _by_canonical_name(rows: Sequence[Any]) -> dict[str, ModelPolicy]:

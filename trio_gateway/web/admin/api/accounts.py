@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
+from trio_gateway.core.errors import InvalidCall
 from trio_gateway.services.account_rows import BIGGEST
 from trio_gateway.services.extensions import LONGEST
 from trio_gateway.web.admin.api.shapes import Answer, Body, Count, Instant, ModelName, Period
@@ -35,19 +36,14 @@ class Extension(Body):
     """Tokens beyond the budget, until an instant or for some seconds: one of the two."""
 
     tokens: Annotated[int, Field(ge=1, le=BIGGEST)]
+    until: Instant | None = None
     seconds: Annotated[int, Field(ge=1, le=int(LONGEST.total_seconds()))] | None = None
-    until: Annotated[Instant | None, Field(validate_default=True)] = None
-
-    @field_validator("until")
-    @classmethod
-    def _one_end(cls, until: datetime | None, others: ValidationInfo) -> datetime | None:
-        if (until is None) is (others.data.get("seconds") is None):
-            raise ValueError("either this or 'seconds' says when it ends")
-        return until
 
     @property
     def end(self) -> datetime | timedelta:
-        """When it ends."""
+        """When it ends; raises InvalidCall where that is not said, or twice."""
+        if (self.until is None) is (self.seconds is None):
+            raise InvalidCall("One of 'until' and 'seconds' says when it ends.", param="until")
         return self.until or timedelta(seconds=self.seconds or 0)
 
 

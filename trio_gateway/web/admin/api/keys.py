@@ -119,13 +119,13 @@ async def create_key(body: KeyCreate) -> Any:
     return made(NewKey.model_validate(row), f"/keys/{row['id']}")
 
 
-@section.get("/keys/<key>", ShownKey, query=Whose)
+@section.get("/keys/<path:key>", ShownKey, query=Whose)
 async def show_key(key: str, query: Whose) -> Any:
     """Show a key, by id, public id or name, and what it spent in its present period."""
     return await books().keyring.show(key, query.tenant)
 
 
-@section.patch("/keys/<key>", Key, query=Whose, body=KeyChange, conflicts=True)
+@section.patch("/keys/<path:key>", Key, query=Whose, body=KeyChange, conflicts=True)
 async def update_key(key: str, query: Whose, body: KeyChange) -> Any:
     """Change a key; new limits hold from the next call on.
 
@@ -134,7 +134,7 @@ async def update_key(key: str, query: Whose, body: KeyChange) -> Any:
     return await books().keyring.update(key, body.columns(), query.tenant)
 
 
-@section.post("/keys/<key>/rotate", NewKey, query=Whose, body=Rotation, conflicts=True)
+@section.post("/keys/<path:key>/rotate", NewKey, query=Whose, body=Rotation, conflicts=True)
 async def rotate_key(key: str, query: Whose, body: Rotation) -> Any:
     """Give a key a new secret, and show it once; id, limits and counters stay.
 
@@ -144,31 +144,31 @@ async def rotate_key(key: str, query: Whose, body: Rotation) -> Any:
     return await books().keyring.rotate(key, overlap, query.tenant)
 
 
-@section.post("/keys/<key>/disable", Key, query=Whose, conflicts=True)
+@section.post("/keys/<path:key>/disable", Key, query=Whose, conflicts=True)
 async def disable_key(key: str, query: Whose) -> Any:
     """Refuse a key and cut its calls, until it is enabled again."""
     return await books().keyring.disable(key, query.tenant)
 
 
-@section.post("/keys/<key>/enable", Key, query=Whose, conflicts=True)
+@section.post("/keys/<path:key>/enable", Key, query=Whose, conflicts=True)
 async def enable_key(key: str, query: Whose) -> Any:
     """Let a disabled key work again; a revoked one is refused."""
     return await books().keyring.enable(key, query.tenant)
 
 
-@section.post("/keys/<key>/revoke", Key, query=Whose, body=Revocation)
+@section.post("/keys/<path:key>/revoke", Key, query=Whose, body=Revocation)
 async def revoke_key(key: str, query: Whose, body: Revocation) -> Any:
     """Refuse a key for good, within a second, and cut its calls."""
     return await books().keyring.revoke(key, query.tenant, body.reason)
 
 
-@section.post("/keys/<key>/extension", Key, query=Whose, body=Extension, conflicts=True)
+@section.post("/keys/<path:key>/extension", Key, query=Whose, body=Extension, conflicts=True)
 async def extend_key(key: str, query: Whose, body: Extension) -> Any:
     """Add tokens to a key's budget for a while; its tenant's budget still counts beside it."""
     return await books().keyring.extend(key, body.tokens, body.end, query.tenant)
 
 
-@section.delete("/keys/<key>/extension", Key, query=Whose, conflicts=True)
+@section.delete("/keys/<path:key>/extension", Key, query=Whose, conflicts=True)
 async def end_key_extension(key: str, query: Whose) -> Any:
     """End an increase now; without one nothing changes."""
     return await books().keyring.end_extension(key, query.tenant)
