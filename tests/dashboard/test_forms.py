@@ -241,6 +241,18 @@ async def test_an_act_that_cannot_be_is_said_on_its_page(world, visitor, made):
     assert "the key is revoked" in html.unescape(answer.text)
 
 
+@pytest.mark.parametrize("path", ["/batches", "/files", "/calls"])
+async def test_a_list_of_a_tenant_that_is_not_there_asks_for_another(visitor, path):
+    """The message stands at the field with the name as it was written, beside the other filters."""
+    text = await visitor.see(f"{path}?tenant=team-49&status=failed&after=7", 404)
+    assert "there is no tenant 'team-49'" in html.unescape(text).lower()
+    form = form_of(text, "filter")
+    assert form == {"tenant": ["team-49"], "status": ["failed"]}
+    assert 'aria-invalid="true"' in text
+    assert f'action="{path}"' in text
+    assert "filter" not in await visitor.see("/tenants/ten_none?tenant=acme", 404)
+
+
 async def test_a_filter_by_a_tenant_that_is_not_there_can_be_mended(visitor):
     """The page comes back with its form, what was written, and what is wrong with it."""
     answer = await visitor.get("/usage?tenant=team-49")

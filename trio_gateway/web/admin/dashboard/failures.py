@@ -12,6 +12,7 @@ from trio_gateway.clients.postgres import NotMigrated
 from trio_gateway.core.errors import GatewayError, MethodNotAllowed, NotFound, StoreUnavailable
 from trio_gateway.web.admin.cookies import session_secret
 from trio_gateway.web.admin.dashboard.desk import POLICY, SessionsAway, known
+from trio_gateway.web.admin.dashboard.paging import MOST
 from trio_gateway.web.admin.dashboard.shell import HTML, surroundings
 from trio_gateway.web.admin.errors import as_gateway_error
 from trio_gateway.web.admin.guard import HostRefused
@@ -21,6 +22,7 @@ from trio_gateway.web.replies import BUSY_RETRY
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+PLACES = frozenset({"before", "after"})  # in a list, which another list does not have
 TITLES: Mapping[int, str] = {
     400: "That cannot be done",
     403: "Not allowed",
@@ -45,6 +47,8 @@ async def failure_page(error: Exception) -> Response:
         title=TITLES.get(shown.status, "Something went wrong"),
         status=shown.status,
         message=_said(error, shown),
+        error=shown,
+        filters=_filters(shown),
         shell=not isinstance(error, HostRefused),
         signed_out=shown.code == "signed_out",
     )
@@ -55,6 +59,14 @@ async def failure_page(error: Exception) -> Response:
     if isinstance(shown, MethodNotAllowed):
         response.headers["allow"] = shown.allow
     return response
+
+
+def _filters(shown: GatewayError) -> dict[str, str]:
+    """Return what the list is asked for, where that names something that is not there."""
+    if request.method != "GET" or request.view_args or not isinstance(shown, NotFound):
+        return {}
+    given = {name: request.args[name][:MOST] for name in request.args if name not in PLACES}
+    return given if shown.param in given else {}
 
 
 async def _recall() -> None:
