@@ -66,7 +66,9 @@ async def open_gate(
         ttl=settings.discovery_ttl,
     )
     retention = Retention(postgres, settings.ledger_retention_days)
-    for task in (writer.run, renewals.run, catalog.run, sweeper.run, retention.run):
+    for task in (
+        writer.run, renewals.run, catalog.run, sweeper.run, retention.run, hydrator.follow,
+    ):  # fmt: skip
         await nursery.start(task)
     await _epoch_settled(hydrator)
     return Gate(

@@ -190,6 +190,20 @@ async def test_a_store_that_is_away_is_503_on_every_route_that_needs_it(own_stor
                 pass
 
 
+async def test_ready_is_said_only_when_a_call_is_admitted_again(own_stores):
+    """Not while a Redis that lost its data waits for the holds of calls under way."""
+    async with open_world(own_stores.database_url, own_stores.redis_url) as world:
+        for lost in (False, True):
+            own_stores.redis.kill()
+            await ready(world, 503)
+            if lost:
+                own_stores.redis.wipe()
+            own_stores.redis.start()
+            await ready(world, 200)
+            body = {"model": MODEL, "prompt": "one two", "stream": False}
+            assert (await world.post("/api/generate", body)).status_code == 200
+
+
 async def test_the_checks_come_in_their_order(database, redis_url):
     """Route, method, framing, key, encoding, size, JSON, model, limits: the first that fails."""
     async with open_world(database, redis_url, max_body_bytes=LIMIT) as world:

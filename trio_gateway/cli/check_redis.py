@@ -83,7 +83,7 @@ async def _skew(redis: Redis) -> float:
 
 
 async def _sees_models(redis: Redis) -> bool:
-    """Whether a worker has stored a catalogue that still lives."""
+    """Whether a worker has stored a catalog that still lives."""
     cursor = b"0"
     while True:
         cursor, names = await redis.command("SCAN", cursor, "MATCH", CATALOG, "COUNT", 1000)

@@ -1,4 +1,4 @@
-"""The nouns of the gateway: frozen values, no behaviour that needs a store."""
+"""The nouns of the gateway: frozen values, no behavior that needs a store."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class CallerError(GatewayError):
 
 
 class Unauthenticated(CallerError):
-    """Raised for every reason a key is not honoured; the one answer hides which."""
+    """Raised for every reason a key is not honored; the one answer hides which."""
 
     status = 401
     default_code = "invalid_api_key"

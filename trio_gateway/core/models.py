@@ -121,7 +121,7 @@ def allowed(tenant: Tenant, key: ApiKey, name: str, *, cloud: bool, blocked: boo
     """Whether a key may use the model of that canonical name.
 
     A block beats every grant; the tenant grants; the key can only narrow. `cloud` says
-    that the name or the catalogue makes it a remote model.
+    that the name or the catalog makes it a remote model.
     """
     if blocked or (cloud and not tenant.allow_cloud):
         return False

@@ -35,7 +35,7 @@ def encode_call(
     """Return the body to send upstream.
 
     `ceiling` becomes `num_predict`; `load_options` are the operator's and beat all others.
-    `model` is the catalogue's own spelling, where that differs from the canonical name in
+    `model` is the catalog's own spelling, where that differs from the canonical name in
     case (/api/embeddings looks names up in exact case).
     """
     body = {"model": model or call.model, **call.body, "keep_alive": _keep_alive(keep_alive)}

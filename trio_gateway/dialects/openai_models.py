@@ -1,4 +1,4 @@
-"""/v1/models: the catalogue in OpenAI's shape."""
+"""/v1/models: the catalog in OpenAI's shape."""
 
 from __future__ import annotations
 

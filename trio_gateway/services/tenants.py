@@ -6,7 +6,7 @@
     secret            argon2id, in a thread, once for all callers that show the key together
 
 A row that was read before somebody was told to forget it is not used: the read is repeated.
-Whatever the reason a key is not honoured, the caller sees the one `Unauthenticated`. Work that
+Whatever the reason a key is not honored, the caller sees the one `Unauthenticated`. Work that
 goes on without its caller recalls the principal by the key's id: the same, without a secret.
 """
 
@@ -184,7 +184,7 @@ class Tenants:
     async def _shown(
         self, found: Candidate | None, secret: str | None, known: str | None
     ) -> str | None:
-        """Return the hash that the secret is proven against; None where it is not honoured.
+        """Return the hash that the secret is proven against; None where it is not honored.
 
         `known` is a hash that this secret has been proven against before; no secret means that
         none is asked for.

@@ -87,7 +87,7 @@ def make_model(spec: str | Mapping[str, Any], place: int = 0) -> Model:
     return Model(**fields)
 
 
-def make_catalogue(specs: Iterable[str | Mapping[str, Any] | Model]) -> dict[str, Model]:
+def make_catalog(specs: Iterable[str | Mapping[str, Any] | Model]) -> dict[str, Model]:
     """Build the models by canonical name, newest first."""
     models = [
         spec if isinstance(spec, Model) else make_model(spec, place)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import trio
 
-from trio_gateway.simulator.models import canonical, is_cloud, make_catalogue, make_model
+from trio_gateway.simulator.models import canonical, is_cloud, make_catalog, make_model
 from trio_gateway.simulator.script import Script
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Simulation:
 
     def stock(self, models: Iterable[str | Mapping[str, Any] | Model]) -> None:
         """Replace the models."""
-        self.models = make_catalogue(models)
+        self.models = make_catalog(models)
         self.loaded = {name: found for name, found in self.loaded.items() if name in self.models}
 
     def play(self, *scripts: Script) -> None:

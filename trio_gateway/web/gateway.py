@@ -79,6 +79,7 @@ class Gateway:
             "shutting down": self.draining,
             "postgres": not self.revocations.listening,
             "redis": not self.redis.connected,
+            "counters": self.redis.connected and not self.gate.quota.trusted,
         }
         return [name for name, bad in states.items() if bad]
 

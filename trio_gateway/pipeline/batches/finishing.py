@@ -177,7 +177,7 @@ class _OutFile:
 
 
 class _Results:
-    """Reads results, whole blobs at a time: neighbours were mostly stored together."""
+    """Reads results, whole blobs at a time: neighbors were mostly stored together."""
 
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs

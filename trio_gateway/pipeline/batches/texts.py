@@ -1,4 +1,4 @@
-"""The texts of claimed lines, read from the input blob some neighbours at a time."""
+"""The texts of claimed lines, read from the input blob some neighbors at a time."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ will add those); they are assigned only if nothing moved since the first step.
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from trio_gateway.clients.redis import Redis
 
 ATTEMPTS = 20
+FOLLOW = 0.5  # seconds
 GRACE = 0.5  # seconds beyond one renewal interval before a new epoch is trusted
 
 SPENT = """
@@ -46,11 +48,30 @@ class Hydrator:
         self._postgres = postgres
         self._wait_us = int((renewal + GRACE) * 1_000_000)
         self._locks: dict[str, trio.Lock] = {}
+        self._trusted = ""  # the run of Redis whose epoch is old enough
+
+    @property
+    def trusted(self) -> bool:
+        """Whether Redis answers, and not in a life that it has just begun."""
+        return self._redis.connected and self._redis.run_id == self._trusted
+
+    async def follow(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Find out, for ever, whether a Redis that came back can be trusted."""
+        task_status.started()
+        while True:
+            if self._redis.connected and not self.trusted:
+                with contextlib.suppress(StoreUnavailable):
+                    await trio.sleep(await self.settled())
+                    continue
+            await trio.sleep(FOLLOW)
 
     async def settled(self) -> float:
         """Return how many seconds remain until live holds are surely back; 0 when they are."""
-        since, now = await self._redis.script("epoch", [EPOCH], [self._redis.run_id])
-        return max(0.0, float(since + self._wait_us - now) / 1_000_000)
+        run_id = self._redis.run_id
+        since, now = await self._redis.script("epoch", [EPOCH], [run_id])
+        remaining = max(0.0, float(since + self._wait_us - now) / 1_000_000)
+        self._trusted = "" if remaining else run_id
+        return remaining
 
     async def warm(self, tenant_id: str, needed: Sequence[tuple[str, str]]) -> None:
         """Assign the counters `needed` (scope, period kind) and those in use.

@@ -93,6 +93,11 @@ class Quota:
         """Since when (trio time) Redis has been connected; None while it is not."""
         return self._redis.connected_at if self._redis.connected else None
 
+    @property
+    def trusted(self) -> bool:
+        """Whether counters can be read from the ledger where Redis has lost them."""
+        return self._hydrator.trusted
+
     async def reserve(
         self, ask: Ask, guard: Callable[[], AbstractContextManager[Any]] = nullcontext
     ) -> tuple[Hold, Standing]:
