@@ -8,7 +8,6 @@ import trio
 
 from trio_gateway import settings
 from trio_gateway.clients.containment import contain
-from trio_gateway.clients.unreadable import answer_unreadable
 from trio_gateway.logs import configure
 from trio_gateway.office import open_office
 from trio_gateway.web.admin.app import AdminApp, create_admin
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
 
 def build(configuration: Callable[[], Settings] = settings.load) -> AdminApp:
     """Build the application with its lifespan; the settings are read at start-up."""
-    contain()
-    answer_unreadable(lambda status, _: unreadable(status, DIALECT))
+    contain(lambda status, _: unreadable(status, DIALECT))
     app = create_admin()
     stop, closed = trio.Event(), trio.Event()
 

@@ -17,7 +17,6 @@ import trio
 
 from trio_gateway import settings
 from trio_gateway.clients.containment import contain
-from trio_gateway.clients.unreadable import answer_unreadable
 from trio_gateway.gateway import open_gateway
 from trio_gateway.logs import configure
 from trio_gateway.web.app import GatewayApp, create_app
@@ -54,8 +53,7 @@ def build(
     `broken` is called when a service crashed: hypercorn would go on serving without them.
     `ready` is called when the start is over. `told` receives the signals that begin a drain.
     """
-    contain()
-    answer_unreadable(unreadable)
+    contain(unreadable)
     app = create_app()
     stop, closed = trio.Event(), trio.Event()
 

@@ -58,17 +58,10 @@ async def open_gate(
         settings.backends, settings.backend_slots, settings.queue_limit, settings.queue_timeout
     )
     upstream = _upstream(settings, transport, backends)
-    catalog = Catalog(
-        redis,
-        partial(upstream.get_json, path="/api/tags"),
-        settings.backends,
-        interval=settings.discovery_interval,
-        ttl=settings.discovery_ttl,
-    )
+    catalog = _catalog(settings, redis, upstream)
     retention = Retention(postgres, settings.ledger_retention_days)
-    for task in (
-        writer.run, renewals.run, catalog.run, sweeper.run, retention.run, hydrator.follow,
-    ):  # fmt: skip
+    keepers = (writer.run, renewals.run, catalog.run, sweeper.run, retention.run, hydrator.follow)
+    for task in keepers:
         await nursery.start(task)
     await _epoch_settled(hydrator)
     return Gate(
@@ -84,6 +77,16 @@ def _sweeper(settings: Settings, redis: Redis, quota: Quota, ledger: Ledger) -> 
         interval=settings.sweep_interval,
         lease=settings.hold_lease,
         renewal=settings.renewal,
+    )
+
+
+def _catalog(settings: Settings, redis: Redis, upstream: Upstream) -> Catalog:
+    return Catalog(
+        redis,
+        partial(upstream.get_json, path="/api/tags"),
+        settings.backends,
+        interval=settings.discovery_interval,
+        ttl=settings.discovery_ttl,
     )
 
 

@@ -22,10 +22,13 @@ from hypercorn.events import Closed, RawData
 from hypercorn.trio.tcp_server import TCPServer
 
 from trio_gateway.clients.parting import PartingContext
+from trio_gateway.clients.unreadable import answer_unreadable
 
 if TYPE_CHECKING:
     from hypercorn.events import Event
     from hypercorn.trio.task_group import TaskGroup
+
+    from trio_gateway.clients.unreadable import Words
 
 LINGER = 1.0  # seconds from the close of a connection to the end of its tasks
 
@@ -119,9 +122,14 @@ class ContainedServer(TCPServer):
         self._life.deadline = min(self._life.deadline, trio.current_time() + LINGER)
 
 
-def contain() -> None:
-    """Serve every connection of this process so, from now on."""
+def contain(words: Words | None = None) -> None:
+    """Serve every connection of this process so, from now on.
+
+    `words` are the application's for what is not HTTP; without them it gets a bare status.
+    """
     vars(hypercorn.trio.run).update(TCPServer=ContainedServer, WorkerContext=PartingContext)
+    if words is not None:
+        answer_unreadable(words)
 
 
 def _kinds(error: BaseException) -> set[str]:
