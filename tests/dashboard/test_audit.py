@@ -88,3 +88,14 @@ async def test_refusals_of_a_deleted_tenant_lead_nowhere(world, visitor):
     assert "/keys/key_old" not in text
     assert f'href="/tenants/{world.tenant["id"]}"' in text
     assert f'href="/keys/{world.key["id"]}"' in text
+
+
+async def test_notices_of_a_deleted_tenant_lead_nowhere(world, visitor):
+    """They stay, as the ledger does, and are told by its id."""
+    await world.rows(
+        "INSERT INTO gateway.budget_notices (scope, tenant_id, period, period_start, threshold,"
+        " budget, spent) VALUES ('t:ten_old', 'ten_old', 'month', current_date, 80, 5, 4)"
+    )
+    text = await visitor.see("/notices")
+    assert "ten_old</span>" in text
+    assert "/tenants/ten_old" not in text
