@@ -2,8 +2,8 @@
 
 A change travels as NOTIFY from a trigger, whoever made it; changes of batches are passed on.
 While the listener is down nothing is served from the cache, and live keys and the models'
-policies are looked up twice a second. When it is back they are looked up once more and the cache
-is emptied, before it is believed again: no lost NOTIFY leaves a key alive.
+policies are looked up twice a second. When it is back the cache is emptied and they are looked up
+once more, before it is believed again: no lost NOTIFY leaves a key alive.
 """
 
 from __future__ import annotations
@@ -122,12 +122,13 @@ class Revocations:
 
     async def _catch_up(self) -> None:
         """Look up what was not heard; until that is done the poll goes on."""
+        # First, so that a key whose row was read before changes were heard of is read anew: it
+        # could become live behind the look at those that are.
+        self._keys.forget_all()
         await self._read_models()
         await self._recheck(self._live.keys())
         if not self._lost:
-            self._answered = True
-            self._keys.forget_all()
-            self._keys.trusted = True
+            self._answered = self._keys.trusted = True
 
     async def _read_models(self) -> None:
         async with self._reading:
