@@ -191,6 +191,6 @@ def _early_stream(
             yield KEEPALIVE
         async with aclosing(_stream(begun, chunks, rendering)) as pieces:
             async for piece in pieces:
-                yield piece
+                yield piece  # noqa: ASYNC119 - Quart closes what it sends
 
     return Response(events(), 200, content_type=rendering.content_type)

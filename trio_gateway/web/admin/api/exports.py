@@ -92,9 +92,9 @@ async def _written(
 ) -> AsyncIterator[bytes]:
     try:
         async with aclosing(pages):
-            yield head + encode(first)
+            yield head + encode(first)  # noqa: ASYNC119 - Quart closes what it sends
             async for page in pages:
-                yield encode(page)
+                yield encode(page)  # noqa: ASYNC119
     except GatewayError as error:
         # The status is gone: the connection breaks off, so that nobody takes a part for all.
         log.warning("export_broke", error=type(error).__name__)
