@@ -65,7 +65,7 @@ def _said(
     first = next((act for act in acts if _concerns(act, column)), None)
     by = "" if first is None else f" by {first['actor']} at {first['at']:%H:%M} UTC"
     return (
-        f"was changed meanwhile{by}: now {_spoken(column, row[column])},"
+        f"was changed meanwhile{by}: it is {_spoken(column, row[column])} now, and was"
         f" {_spoken(column, seen[column])} when you opened this form;"
         " save again to put yours in its place"
     )
