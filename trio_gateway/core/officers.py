@@ -35,6 +35,11 @@ class Officer:
     role: Role
     credential: str
 
+    @property
+    def actor(self) -> str:
+        """As whom they are on record."""
+        return f"admin:{self.name}"
+
 
 def new_token() -> str:
     """Return a fresh random token."""

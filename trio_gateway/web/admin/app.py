@@ -73,7 +73,7 @@ async def _render(error: Exception) -> Response:
 async def _secure(response: Response) -> Response:
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
-    if over_https(request):
+    if over_https():
         response.headers["strict-transport-security"] = "max-age=31536000"
     if not await take_in():
         response.headers["connection"] = "close"

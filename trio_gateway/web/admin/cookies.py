@@ -1,22 +1,24 @@
-"""The dashboard's session cookie: out of scripts' reach, and sent by no other site's pages."""
+"""The dashboard's cookies: out of scripts' reach, and sent by no other site's pages."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
+
+from quart import request
 
 from trio_gateway.web.admin.office import office
 
 if TYPE_CHECKING:
     from quart import Response
-    from quart.wrappers import Request
 
-SECURE_NAME = "__Host-tg-session"  # browsers take it over TLS only, for this very host and path /
+HOST = "__Host-"  # browsers take such names over TLS only, for this very host and path /
 PLAIN_NAME = "tg-session"
+SECURE_NAME = HOST + PLAIN_NAME
 MOST_SECRET = 128  # characters
 
 
-def over_https(request: Request) -> bool:
+def over_https() -> bool:
     """Whether the browser speaks TLS, to us or to the proxy that serves the public URL."""
     if request.scheme == "https":
         return True
@@ -33,32 +35,47 @@ def over_https(request: Request) -> bool:
     )
 
 
-def set_session(response: Response, secret: str, *, secure: bool) -> None:
-    """Hand the browser a session's secret; it goes when the browser does."""
-    _set(response, secret, None, secure=secure)
+def bound(name: str) -> str:
+    """Return the name of a cookie that no other host may set, where TLS is spoken."""
+    return f"{HOST}{name}" if over_https() else name
 
 
-def clear_session(response: Response, *, secure: bool) -> None:
+def put(
+    response: Response,
+    name: str,
+    value: str,
+    max_age: int | None = None,
+    samesite: Literal["Strict", "Lax"] = "Strict",
+) -> None:
+    """Hand the browser a cookie for all of our paths, out of scripts' reach.
+
+    `max_age` is in seconds; 0 makes the browser forget it, None lets it go when the browser does.
+    """
+    response.set_cookie(
+        name,
+        value,
+        max_age=max_age,
+        path="/",
+        secure=over_https(),
+        httponly=True,
+        samesite=samesite,
+    )
+
+
+def set_session(response: Response, secret: str) -> None:
+    """Hand the browser a session's secret."""
+    put(response, bound(PLAIN_NAME), secret)
+
+
+def clear_session(response: Response) -> None:
     """Make the browser forget it."""
-    _set(response, "", 0, secure=secure)
+    put(response, bound(PLAIN_NAME), "", 0)
 
 
-def session_secret(request: Request) -> str | None:
+def session_secret() -> str | None:
     """Return the secret that the browser presents, None without one.
 
     Over TLS the plain name counts for nothing: a neighboring host could have set that one.
     """
-    found = request.cookies.get(SECURE_NAME if over_https(request) else PLAIN_NAME)
+    found = request.cookies.get(bound(PLAIN_NAME))
     return found if found and len(found) <= MOST_SECRET else None
-
-
-def _set(response: Response, value: str, max_age: int | None, *, secure: bool) -> None:
-    response.set_cookie(
-        SECURE_NAME if secure else PLAIN_NAME,
-        value,
-        max_age=max_age,
-        path="/",
-        secure=secure,
-        httponly=True,
-        samesite="Strict",
-    )

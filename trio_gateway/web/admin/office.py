@@ -53,7 +53,7 @@ class Office:
         return books_of(
             self.postgres,
             self.installation_secret,
-            f"admin:{officer.name}",
+            officer.actor,
             hashing=self.hashing,
             webhook_hosts=self.settings.webhook_hosts,
             keep_last_admin=not self.settings.admin_token,

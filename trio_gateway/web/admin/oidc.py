@@ -8,7 +8,7 @@ leads to the dashboard. Nothing that the provider or the address says is shown.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, Literal, NoReturn, cast
 
 import structlog
 from quart import Blueprint, Response, redirect, render_template, request
@@ -24,7 +24,7 @@ from trio_gateway.core.openid import (
 )
 from trio_gateway.services.account_rows import write_event
 from trio_gateway.services.attempts import LIFE
-from trio_gateway.web.admin.cookies import over_https, set_session
+from trio_gateway.web.admin.cookies import bound, put, set_session
 from trio_gateway.web.admin.dashboard.desk import POLICY
 from trio_gateway.web.admin.dashboard.shell import HTML, surroundings
 from trio_gateway.web.admin.guard import client
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+COOKIE = "tg-oidc"
+SITE: Literal["Lax"] = "Lax"  # the provider's redirect has to carry it
 ACCOUNT = "oidc"  # failures are counted by address
 MOST = 4096  # characters of a parameter
 RETRY_AFTER = 60  # seconds
@@ -77,7 +79,7 @@ async def begin() -> Response:
     except ProviderUnavailable as error:
         return await _unavailable(error)
     response = cast("Response", redirect(url, 303))
-    _set_cookie(response, cookie, LIFE)
+    put(response, bound(COOKIE), cookie, LIFE, SITE)
     return response
 
 
@@ -102,7 +104,7 @@ async def finish() -> Response:
     else:
         await office().logins.succeeded(ACCOUNT, address)
         response = await _welcome(officer, address)
-    _set_cookie(response, "", 0)
+    put(response, bound(COOKIE), "", 0, SITE)
     return response
 
 
@@ -117,7 +119,7 @@ async def _prove(here: OidcOffice) -> Officer:
     """Return who has logged in. Raises LoginFailed, ProviderUnavailable."""
     state, code, error, issuer = map(_argument, ("state", "code", "error", "iss"))
     try:
-        pending = await here.attempts.take(request.cookies.get(_cookie(), ""), state or "")
+        pending = await here.attempts.take(request.cookies.get(bound(COOKIE), ""), state or "")
     except AttemptRefused:
         # Nothing to guess here, and any page can send its visitor's browser this way.
         raise LoginFailed(403, NOT_OURS, "not_ours", counts=False) from None
@@ -142,13 +144,13 @@ async def _prove(here: OidcOffice) -> Officer:
 async def _welcome(officer: Officer, address: str | None) -> Response:
     await office().sessions.end_all(officer.credential, sparing=officer.role)
     secret = await office().sessions.open(officer, address)
-    act = (f"admin:{officer.name}", "admin.login", officer.name)
+    act = (officer.actor, "admin.login", officer.name)
     after = {"client": address, "role": str(officer.role), "credential": officer.credential}
     await office().postgres.transact(write_event, act, None, after)
     log.info("login", name=officer.name, client=address)
     response = await _page(200, None)
     response.headers["refresh"] = "0;url=/"
-    set_session(response, secret, secure=over_https(request))
+    set_session(response, secret)
     return response
 
 
@@ -183,19 +185,3 @@ async def _page(status: int, sentence: str | None, retry_after: int | None = Non
     if retry_after is not None:
         response.headers["retry-after"] = str(retry_after)
     return response
-
-
-def _set_cookie(response: Response, value: str, max_age: int) -> None:
-    response.set_cookie(
-        _cookie(),
-        value,
-        max_age=max_age,
-        path="/",
-        secure=over_https(request),
-        httponly=True,
-        samesite="Lax",  # the provider's redirect has to carry it
-    )
-
-
-def _cookie() -> str:
-    return "__Host-tg-oidc" if over_https(request) else "tg-oidc"

@@ -97,7 +97,7 @@ def books() -> Books:
 
 def actor() -> str:
     """Return the caller's name as the record has it."""
-    return f"admin:{officer().name}"
+    return officer().actor
 
 
 def made(answer: Answer, place: str) -> tuple[Answer, str]:

@@ -65,7 +65,7 @@ async def switch(name: str, act: str) -> Response:
 async def end() -> Response:
     """End somebody's session."""
     session = (await fields()).text("session", 64)
-    await office().sessions.revoke(session, f"admin:{officer().name}")
+    await office().sessions.revoke(session, officer().actor)
     return done("session.end", "/admins")
 
 

@@ -76,7 +76,7 @@ async def show(batch_id: str) -> Response:
 @blueprint.post("/batches/<batch_id>/cancel")
 async def cancel(batch_id: str) -> Response:
     """Begin to cancel a batch."""
-    batch = await books().batches.cancel_any(batch_id, f"admin:{officer().name}")
+    batch = await books().batches.cancel_any(batch_id, officer().actor)
     return done("batch.cancel", f"/batches/{batch.id}")
 
 

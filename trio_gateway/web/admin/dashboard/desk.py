@@ -74,7 +74,7 @@ async def admit() -> Response | None:
     """Let through, lead to the login, or refuse; note the session and the officer in `g`."""
     if request.endpoint in OPEN:
         return None
-    secret = session_secret(request)
+    secret = session_secret()
     renewal = RENEWAL in request.headers or request.path == "/events"
     session = await known(secret, seen=not renewal) if secret else None
     if session is None:

@@ -71,7 +71,7 @@ def _filters(shown: GatewayError) -> dict[str, str]:
 
 async def _recall() -> None:
     """Note who is signed in, for addresses that are no page and so came past no door."""
-    secret = None if g.get("session") else session_secret(request)
+    secret = None if g.get("session") else session_secret()
     if secret:
         with suppress(StoreUnavailable):
             g.session = await known(secret, seen=False)

@@ -14,8 +14,9 @@ from trio_gateway.clients.postgres import within
 from trio_gateway.core.officers import MOST_TOKEN, Role, lookup_of, sha256_hex
 from trio_gateway.services.account_rows import write_event
 from trio_gateway.web.admin.cookies import (
+    bound,
     clear_session,
-    over_https,
+    put,
     session_secret,
     set_session,
 )
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+FORM = "tg-login"  # the cookie that has the form's token
 YEAR = 31_536_000  # seconds
 WRONG = "This token is not honored here."
 _LOCAL = re.compile(r"/(?:[A-Za-z0-9._~-][A-Za-z0-9._~/?&=%:-]{0,500})?")
@@ -39,7 +41,7 @@ blueprint = Blueprint("login", __name__)
 @blueprint.get("/login")
 async def ask() -> Response:
     """Show the form; its token is in a cookie as well, which no other site can read or set."""
-    secret = session_secret(request)
+    secret = session_secret()
     if secret and await known(secret, seen=False):
         return cast("Response", redirect(onward(), 303))
     return await _form(200, "")
@@ -48,7 +50,7 @@ async def ask() -> Response:
 @blueprint.post("/login")
 async def enter() -> Response:
     """Begin a session, with a secret that did not exist before."""
-    await check_form(request.cookies.get(_form_cookie(), ""))
+    await check_form(request.cookies.get(bound(FORM), ""))
     token = (await request.form).get("token", "").strip()[: MOST_TOKEN + 1]
     account, address = lookup_of(token), client()
     with within(PATIENCE):
@@ -70,7 +72,7 @@ async def leave() -> Response:
     """End the session here and in the database."""
     await office().sessions.end(g.session.id)
     response = cast("Response", redirect("/login", 303))
-    clear_session(response, secure=over_https(request))
+    clear_session(response)
     return response
 
 
@@ -81,15 +83,7 @@ async def dress() -> Response:
     wanted = form.get("theme", "")
     response = cast("Response", redirect(_safe(form.get("back", "/")), 303))
     if wanted in THEMES:
-        response.set_cookie(
-            THEME,
-            wanted,
-            max_age=YEAR,
-            path="/",
-            secure=over_https(request),
-            httponly=True,
-            samesite="Strict",
-        )
+        put(response, THEME, wanted, YEAR)
     return response
 
 
@@ -99,25 +93,23 @@ def onward() -> str:
 
 
 async def _begin(officer: Officer, address: str | None) -> Response:
-    earlier = session_secret(request)
+    earlier = session_secret()
     if earlier:
         await office().sessions.end(sha256_hex(earlier))
     secret = await office().sessions.open(officer, address)
-    act = (f"admin:{officer.name}", "admin.login", officer.name)
+    act = (officer.actor, "admin.login", officer.name)
     await office().postgres.transact(
         write_event, act, None, {"client": address, "role": str(officer.role)}
     )
     log.info("login", name=officer.name, client=address)
-    secure = over_https(request)
     response = cast("Response", redirect(onward(), 303))
-    set_session(response, secret, secure=secure)
-    response.delete_cookie(_form_cookie(), path="/", secure=secure, httponly=True)
+    set_session(response, secret)
+    put(response, bound(FORM), "", 0)
     return response
 
 
 async def _form(status: int, error: str, wait: int = 0) -> Response:
-    secure = over_https(request)
-    token = request.cookies.get(_form_cookie()) or secrets.token_urlsafe(32)
+    token = request.cookies.get(bound(FORM)) or secrets.token_urlsafe(32)
     response = await page(
         "login.html",
         status,
@@ -126,16 +118,10 @@ async def _form(status: int, error: str, wait: int = 0) -> Response:
         wait=wait,
         oidc=bool(office().settings.oidc_issuer),
     )
-    response.set_cookie(
-        _form_cookie(), token, path="/", secure=secure, httponly=True, samesite="Strict"
-    )
+    put(response, bound(FORM), token)
     if wait:
         response.headers["retry-after"] = str(wait)
     return response
-
-
-def _form_cookie() -> str:
-    return "__Host-tg-login" if over_https(request) else "tg-login"
 
 
 def _safe(path: str) -> str:

@@ -11,7 +11,7 @@ from quart import Response, g, redirect, render_template, request
 
 from trio_gateway import __version__
 from trio_gateway.core.officers import Role
-from trio_gateway.web.admin.cookies import over_https
+from trio_gateway.web.admin.cookies import put
 from trio_gateway.web.admin.guard import officer
 from trio_gateway.web.admin.office import office
 from trio_gateway.web.replies import BUSY_RETRY
@@ -112,15 +112,7 @@ def surroundings() -> dict[str, Any]:
 def done(act: str, where: str) -> Response:
     """Lead to a page that says what was done; `act` is one of NOTES."""
     response = cast("Response", redirect(where, 303))
-    response.set_cookie(
-        NOTE,
-        act,
-        max_age=NOTE_LIFE,
-        path="/",
-        secure=over_https(request),
-        httponly=True,
-        samesite="Strict",
-    )
+    put(response, NOTE, act, NOTE_LIFE)
     return response
 
 
