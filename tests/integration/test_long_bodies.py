@@ -69,6 +69,13 @@ async def test_a_revoked_key_ends_the_wait_of_its_body(world):
     assert answers == [401]
 
 
+async def test_a_question_about_a_model_is_never_long(world):
+    """What names a model is short, and is read at once."""
+    answer = await world.post("/api/show", {"model": MODEL, "system": LONG})
+    assert answer.status_code == 413
+    assert (await world.post("/api/show", {"model": MODEL, "system": "short"})).status_code == 200
+
+
 async def test_long_lines_of_batches_are_read_beside_calls(world):
     """A line waits for its turn as a body does, and calls go on."""
     world.sim.play(Script(tokens=1))

@@ -9,9 +9,10 @@ import orjson
 from quart import Response
 
 from trio_gateway import __version__
-from trio_gateway.core.errors import GatewayError, ModelNotFound
+from trio_gateway.core.errors import CallTooLarge, GatewayError, ModelNotFound
 from trio_gateway.core.models import InvalidModelName, canonical
 from trio_gateway.dialects import ollama, openai_models
+from trio_gateway.pipeline.reading import SHORT
 from trio_gateway.web.body import read_body
 from trio_gateway.web.inference import entered
 from trio_gateway.web.replies import JSON
@@ -72,10 +73,13 @@ async def show() -> Response:
     """Show one model without its prompts, template, licence and paths."""
     gateway, asked, leash = await entered()
     with leash.cover():
-        name = ollama.parse_show(await read_body(asked))
+        body = await read_body(asked)
+        if len(body) > SHORT:  # what names a model is no longer
+            raise CallTooLarge
+        name = ollama.parse_show(body)
         route = gateway.gate.authorize(leash.principal, name)
-        body = orjson.dumps({"model": route.upstream_name})
-        raw = await gateway.gate.upstream.post_json(route.backends[0], "/api/show", body)
+        question = orjson.dumps({"model": route.upstream_name})
+        raw = await gateway.gate.upstream.post_json(route.backends[0], "/api/show", question)
     return _json(ollama.filter_show(raw))
 
 
