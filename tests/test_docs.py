@@ -235,7 +235,7 @@ def test_every_error_of_the_gateway_is_in_the_readme():
     while met:
         kind = met.pop()
         met += [each for each in kind.__subclasses__() if each.__module__ == errors.__name__]
-        if kind not in {errors.CallerError, errors.Refused, errors.ClientStalled}:
+        if kind not in {errors.CallerError, errors.LimitReached, errors.ClientStalled}:
             expected.add((str(kind.status), kind.default_code, kind.type))
     assert shown == expected
 

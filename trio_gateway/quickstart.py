@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
 
-Refused = (
+FORESEEN = (
     datadir.DataDirError,
     listening.BindFailed,
     ollama_probe.OllamaAbsent,
@@ -201,7 +201,7 @@ def _explained(work: Callable[[], None]) -> int:
         work()
     except Exception as error:
         leaves = list(_leaves(error))
-        if not all(isinstance(leaf, Refused) for leaf in leaves):
+        if not all(isinstance(leaf, FORESEEN) for leaf in leaves):
             raise
         first = leaves[0]
         lines = first.problems if isinstance(first, settings.BadSettings) else [str(first)]

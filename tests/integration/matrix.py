@@ -155,7 +155,7 @@ def wrong(case: Case, answer: Any, expected: Outcome) -> str | None:
         return None
     error = orjson.loads(answer.body)["error"]
     if not case.path.startswith("/v1"):
-        worded = issubclass(expected, errors.InvalidCall | errors.Refused)
+        worded = issubclass(expected, errors.InvalidCall | errors.LimitReached)
         text_known = error == expected.default_message or (worded and isinstance(error, str))
         return None if text_known else f"said {error!r}"
     return None if error["code"] == expected.default_code else f"code {error['code']}"

@@ -12,8 +12,9 @@ GatewayError                500 internal_error          api_error
 │  ├─ Conflict              409 conflict                invalid_request_error
 │  ├─ MethodNotAllowed      405 method_not_allowed      invalid_request_error
 │  ├─ BodyTimeout           408 request_timeout         invalid_request_error
-│  ├─ RateLimited           429 rate_limit_exceeded     rate_limit_error
-│  ├─ BudgetExhausted       429 insufficient_quota      insufficient_quota
+│  ├─ LimitReached          429
+│  │  ├─ RateLimited        429 rate_limit_exceeded     rate_limit_error
+│  │  └─ BudgetExhausted    429 insufficient_quota      insufficient_quota
 │  └─ ClientStalled         499 client_stalled          api_error (ledger only)
 ├─ UpstreamError            502 upstream_error          api_error
 │  ├─ UpstreamUnavailable   503 upstream_unavailable    api_error
@@ -169,7 +170,7 @@ class BodyTimeout(CallerError):
     default_message = "The request body did not arrive in time."
 
 
-class Refused(CallerError):
+class LimitReached(CallerError):
     """A limit refused the call; `standing` is what the caller has left, for the headers."""
 
     status = 429
@@ -188,7 +189,7 @@ class Refused(CallerError):
         self.standing = standing
 
 
-class RateLimited(Refused):
+class RateLimited(LimitReached):
     """Raised when a window is full; `retry_after` says when this call would fit."""
 
     type = "rate_limit_error"
@@ -196,7 +197,7 @@ class RateLimited(Refused):
     default_message = "Rate limit reached."
 
 
-class BudgetExhausted(Refused):
+class BudgetExhausted(LimitReached):
     """Raised when a budget cannot hold the call; retrying does not help."""
 
     type = "insufficient_quota"

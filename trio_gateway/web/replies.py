@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from trio_gateway.core.errors import MethodNotAllowed, Refused, Unauthenticated
+from trio_gateway.core.errors import LimitReached, MethodNotAllowed, Unauthenticated
 from trio_gateway.dialects.table import encode_error
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _add(headers: dict[str, str], name: str, window: Window) -> None:
 def error_reply(raw_path: str, error: GatewayError) -> tuple[bytes, dict[str, str]]:
     """Return the body and the headers of an error, without the request id."""
     headers = {"content-type": JSON}
-    if isinstance(error, Refused) and error.standing is not None:
+    if isinstance(error, LimitReached) and error.standing is not None:
         headers |= standing_headers(error.standing)
     if error.retry_after is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
