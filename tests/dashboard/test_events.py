@@ -15,7 +15,6 @@ from trio_gateway.services import workers
 from trio_gateway.services.workers import Beacon
 from trio_gateway.simulator.script import Script
 from trio_gateway.web.admin.dashboard import feed as feeds
-from trio_gateway.web.admin.dashboard.events import PLACE
 
 
 class Stream:
@@ -75,7 +74,7 @@ async def listening(visitor: Visitor) -> AsyncIterator[Stream]:
 
 
 def feed_of(admin: Any) -> Any:
-    return admin.app.extensions[PLACE]
+    return admin.office.feed
 
 
 async def gone(admin: Any) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import trio
 from quart import current_app
 
 from trio_gateway.pipeline.books import Books, books_of
+from trio_gateway.web.admin.dashboard.feed import Feed
+from trio_gateway.web.admin.dashboard.numbers import pulse
+from trio_gateway.web.admin.dashboard.proven import Proven
 
 if TYPE_CHECKING:
     from trio_gateway.clients.blobs import Blobs
@@ -47,6 +51,12 @@ class Office:
     oidc: OidcOffice | None = None  # the login by a provider, where one is configured
     # Set when the listener is to go: streams end by it.
     leaving: trio.Event = field(default_factory=trio.Event)
+    proven: Proven = field(default_factory=Proven)
+    feed: Feed = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Let the live numbers be read of what is here."""
+        self.feed = Feed(partial(pulse, self), self.sessions.alive, self.leaving)
 
     def books(self, officer: Officer) -> Books:
         """Return the books in which what this officer changes is recorded under their name."""

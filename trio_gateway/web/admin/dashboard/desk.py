@@ -16,7 +16,6 @@ from trio_gateway.clients.postgres import NotMigrated, within
 from trio_gateway.core.errors import CallerError, StoreUnavailable
 from trio_gateway.core.officers import Role
 from trio_gateway.web.admin.cookies import session_secret
-from trio_gateway.web.admin.dashboard.proven import proven
 from trio_gateway.web.admin.dashboard.words import FILTERS
 from trio_gateway.web.admin.guard import READING, require
 from trio_gateway.web.admin.office import office
@@ -83,7 +82,7 @@ async def admit() -> Response | None:
         return cast("Response", redirect(login_for(request.full_path), 303))
     g.session, g.officer = session, session.officer
     if request.method not in READING:
-        proven().clear()
+        office().proven.clear()
         await check_form(session.csrf)
         require(Role.VIEWER if request.endpoint in OWN else Role.ADMIN)
     return None
@@ -118,15 +117,15 @@ async def known(secret: str, *, seen: bool) -> Session | None:
         raise
     except StoreUnavailable:
         if request.method not in READING:
-            proven().forget(secret)
+            office().proven.forget(secret)
         health = request.endpoint == HEALTH and request.method == "GET"
-        if health and (session := proven().find(secret)) is not None:
+        if health and (session := office().proven.find(secret)) is not None:
             return session
         raise SessionsAway from None
     if session is None:
-        proven().forget(secret)
+        office().proven.forget(secret)
     else:
-        proven().note(session)
+        office().proven.note(session)
     return session
 
 

@@ -6,10 +6,9 @@ empties it, since any may end a session.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import trio
-from quart import current_app
 
 from trio_gateway.core.officers import sha256_hex
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 LIFE = 60.0  # seconds
 MOST = 100  # sessions
-PLACE = "trio_gateway_proven"
 
 
 class Proven:
@@ -51,9 +49,3 @@ class Proven:
         """Return the session behind a cookie, if it was proven within LIFE."""
         session, at = self._sessions.get(sha256_hex(secret), (None, 0.0))
         return session if trio.current_time() - at < LIFE else None
-
-
-def proven() -> Proven:
-    """Return the one memory of this process."""
-    found = current_app.extensions.setdefault(PLACE, Proven())
-    return cast("Proven", found)
