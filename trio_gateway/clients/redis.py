@@ -114,7 +114,7 @@ class Redis:
         self.run_id = ""
         self.connected_at = 0.0  # trio time of the last connect
         self.trouble = ""  # why there is no connection, where the server or a sentinel told
-        self.failed = trio.Event()  # once one was tried for, or lost, in vain
+        self.failed = trio.Event()  # once one was lost, or not to be had
 
     @property
     def connected(self) -> bool:
