@@ -82,6 +82,16 @@ def test_the_books_are_compared(cli, database):
     assert "THE BOOKS DIFFER" in answer.out
 
 
+def test_acts_are_found_by_what_they_changed(cli):
+    """By name or id; what nobody knows is said."""
+    made = cli("tenant", "create", "acme", "--all-models", "--json").json
+    cli("tenant", "create", "lab", "--all-models")
+    for subject in ("acme", made["id"]):
+        (act,) = cli("audit", "--acts", "--subject", subject, "--json").json
+        assert (act["action"], act["subject"]) == ("tenant.create", made["id"])
+    cli("audit", "--acts", "--subject", "ghost").refused("nothing is called 'ghost'")
+
+
 def test_one_call_is_found_by_its_id(cli, database):
     """`ledger show` prints the row of the x-request-id that the caller saw."""
     cli("tenant", "create", "acme", "--all-models")

@@ -74,6 +74,7 @@ def test_the_version_is_told(bare):
         (["usage", "--since", "x\ny"], ["--since"]),
         (["audit", "--limit", "0"], ["--limit"]),
         (["audit", "--acts", "--tenant", "a"], ["--acts", "--tenant"]),
+        (["audit", "--subject", "a"], ["--subject", "--acts"]),
         (["model", "block", "/"], ["malformed"]),
         (["model", "weight", "m", "1.2345"], ["WEIGHT"]),
         (["model", "weight", "m", "1001"], ["WEIGHT"]),

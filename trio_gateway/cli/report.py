@@ -76,16 +76,23 @@ def usage(
 
 
 @click.command(
-    epilog=examples("audit --since 24h", "audit --tenant acme --json", "audit --acts --limit 20")
+    epilog=examples(
+        "audit --since 24h",
+        "audit --tenant acme --json",
+        "audit --acts --limit 20",
+        "audit --acts --subject laptop",
+    )
 )
 @click.option("--tenant", help="Only refusals of this tenant's keys, by name or id.")
 @click.option("--acts", is_flag=True, help="What operators changed, not what callers were refused.")
+@click.option("--subject", help="Only acts that changed this, by name or id.")
 @since_option
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
 @target_options
 def audit(
     tenant: str | None,
     acts: bool,  # noqa: FBT001 - click passes options by name
+    subject: str | None,
     since: datetime | Lifted | None,
     limit: int,
     target: Target,
@@ -95,9 +102,11 @@ def audit(
     if acts:
         if tenant is not None:
             raise click.UsageError("--acts and --tenant exclude each other")
-        rows = work(target, lambda desk: desk.reports.acts(after, limit))
+        rows = work(target, lambda desk: desk.reports.acts(after, limit, subject=subject))
         show_rows(rows, ACTS, "Nobody changed anything.", as_json=target.as_json)
     else:
+        if subject is not None:
+            raise click.UsageError("--subject needs --acts")
         rows = work(target, lambda desk: desk.reports.refusals(after, tenant, limit))
         show_rows(rows, REFUSALS, "Nothing was refused.", as_json=target.as_json)
     note_if_cut(rows, limit)
