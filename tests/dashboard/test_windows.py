@@ -41,9 +41,10 @@ async def test_any_number_of_windows_are_live(journey):
     assert all(re.fullmatch(LIVE, each) for each in said)
 
 
-async def test_a_window_that_is_not_seen_has_no_stream(journey):
+@pytest.mark.parametrize("locks", [True, False])
+async def test_a_window_that_is_not_seen_has_no_stream(journey, locks):
     """Hidden it lets go of its connection; shown again it has news."""
-    assert await journey("hidden_window")
+    assert await journey("hidden_window", locks=locks)
 
 
 async def test_an_open_page_says_that_its_session_ended(journey):
