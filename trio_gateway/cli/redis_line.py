@@ -32,9 +32,10 @@ async def open_redis(url: str, *, patient: bool = True) -> AsyncIterator[Redis]:
     except ValueError as error:
         raise Failure(str(error)) from error
     async with trio.open_nursery() as nursery:
-        with trio.move_on_after(REDIS_LIMIT) as scope:
-            if not patient:
-                nursery.start_soon(_give_up, redis, scope)
+        reach = trio.CancelScope(deadline=trio.current_time() + REDIS_LIMIT)
+        if not patient:
+            nursery.start_soon(_give_up, redis, reach)
+        with reach:
             await nursery.start(redis.run)
         reached = redis.connected
         if reached:
@@ -45,6 +46,6 @@ async def open_redis(url: str, *, patient: bool = True) -> AsyncIterator[Redis]:
         raise Failure(f"Redis cannot be used at {place(url)}{why}")
 
 
-async def _give_up(redis: Redis, scope: trio.CancelScope) -> None:
+async def _give_up(redis: Redis, reach: trio.CancelScope) -> None:
     await redis.failed.wait()
-    scope.cancel()
+    reach.cancel()
