@@ -168,7 +168,7 @@ async def test_what_is_left_behind_ends_nothing_else(database, postgres):
         open_bridge() as bridge,
         open_postgres(bridge, door.url, size=1) as other,
     ):
-        pid = (await other.fetch_one("SELECT pg_backend_pid() AS pid"))["pid"]
+        pid = (await other.fetch("SELECT pg_backend_pid() AS pid"))[0]["pid"]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(other.glance, 60, "SELECT pg_sleep(60)")
             await _until(
