@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from trio_gateway.services import ledger_slots
 from trio_gateway.services.account_rows import Refused
 from trio_gateway.services.accounts import KEYS_COUNTED, Accounts
 from trio_gateway.services.keyring import Keyring
@@ -13,6 +14,7 @@ from trio_gateway.services.reports import Reports
 from trio_gateway.services.tenant_rows import read_installation_secret
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
+DAY = timedelta(days=1)
 ROW = """
 INSERT INTO gateway.ledger (request_id, tenant_id, key_id, model, outcome, batch_id, started_at,
     endpoint, status_code, basis, prompt_tokens, completion_tokens, charged_tokens, held_tokens,
@@ -36,10 +38,12 @@ async def pages(ask, place, first=None):
         at = place(page[-1])
 
 
-@pytest.fixture
-async def ledger(postgres):
-    """Yield 200 rows over ten days, some at one instant."""
+@pytest.fixture(params=["long ago", "of late"])
+async def ledger(postgres, request, monkeypatch):
+    """Yield 200 rows over ten days, some at one instant, with sums by the hour or past these."""
     some = random.Random(4)
+    if request.param == "of late":
+        monkeypatch.setattr(ledger_slots, "HOURS_KEPT", datetime.now(UTC) - NOON + 11 * DAY)
     rows = [
         (
             f"req_{n:03}",
@@ -53,6 +57,9 @@ async def ledger(postgres):
         for n in range(200)
     ]
     await postgres.fetch(ROW, *map(list, zip(*rows, strict=True)))
+    if request.param == "long ago":
+        await postgres.fetch("DELETE FROM gateway.usage_hourly")
+        await postgres.fetch("DELETE FROM gateway.usage_totals WHERE unit = 'hour'")
     yield LedgerPages(postgres), sorted(rows, key=lambda row: (row[6], row[0]), reverse=True)
 
 
@@ -70,6 +77,10 @@ async def ledger(postgres):
         {"model": "m:2", "outcome": "completed", "tenant_id": "ten_b"},
         {"since": NOON - timedelta(days=4), "until": NOON - timedelta(days=1, hours=3)},
         {"outcome": "aborted", "since": NOON - timedelta(days=4), "until": NOON - timedelta(4 / 3)},
+        {"outcome": "completed", "since": NOON - timedelta(days=9, minutes=20)},
+        {"model": "m:1", "outcome": "aborted", "since": NOON - timedelta(days=9)},
+        {"model": "rare:1", "tenant_id": "ten_a", "since": NOON - timedelta(days=9, minutes=20)},
+        {"outcome": "aborted", "tenant_id": "ten_b", "until": NOON - timedelta(days=3, minutes=1)},
     ],
 )
 async def test_pages_of_the_ledger_hold_each_wanted_row_once(ledger, wanted):

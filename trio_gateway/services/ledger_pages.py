@@ -1,22 +1,24 @@
 """The ledger row by row, newest first: each page is read off an index, however long the ledger.
 
-Only a search by model or outcome has no index. It visits the days on which the sums say that
-there is something to find, and no other.
+Only a search by model or outcome has no index. It visits the hours, or long ago the days, in
+which the sums say that there is something to find, and no other.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from trio_gateway.services.account_rows import storable
+from trio_gateway.services.ledger_slots import slots
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from trio_gateway.clients.postgres import Connection, Postgres
 
 Row = dict[str, Any]
-Place = tuple[datetime, str]  # started_at and request_id of a row
+Place = tuple["datetime", str]  # started_at and request_id of a row
 
 # Names are those of today; what is gone has none.
 _NAMED = """
@@ -28,13 +30,11 @@ ORDER BY l.started_at DESC, l.request_id DESC
 _PAGE = """
 SELECT * FROM gateway.ledger WHERE {tests} ORDER BY started_at DESC, request_id DESC LIMIT {limit:d}
 """
-_BY_DAY = """
-SELECT l.* FROM (SELECT DISTINCT day FROM gateway.usage_daily WHERE {days}) d
-CROSS JOIN LATERAL ({page}) l
-ORDER BY d.day DESC, l.started_at DESC, l.request_id DESC LIMIT {limit:d}
+# The latest slot first, so that a page which is full has read no further.
+_BY_SLOT = """
+SELECT l.* FROM (SELECT at FROM ({slots}) s ORDER BY at DESC) slot CROSS JOIN LATERAL ({page}) l
+ORDER BY slot.at DESC, l.started_at DESC, l.request_id DESC LIMIT {limit:d}
 """
-_OF_DAY = """started_at >= d.day::timestamp AT TIME ZONE 'UTC'
-    AND started_at < (d.day + 1)::timestamp AT TIME ZONE 'UTC'"""
 _KEYS = """
 SELECT l.key_id, k.name AS key, l.tenant_id, t.name AS tenant, l.requests, l.failures,
     l.prompt_tokens, l.completion_tokens, l.charged_tokens
@@ -53,7 +53,6 @@ ORDER BY l.charged_tokens DESC, l.requests DESC, l.key_id
 """
 _COLUMNS = ("request_id", "tenant_id", "key_id", "model", "outcome", "batch_id")
 _INDEXED = ("request_id", "key_id", "batch_id")  # each of few rows, in whatever days they are
-_SUMMED = ("tenant_id", "model", "outcome")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,9 +102,9 @@ async def _listing(
         values += [before[0], storable(before[1])]
     searching = wanted.model is not None or wanted.outcome is not None
     if searching and all(getattr(wanted, column) is None for column in _INDEXED):
-        days = _days(wanted, before, values)
-        inner = _PAGE.format(tests=f"{tests} AND {_OF_DAY}", limit=limit)
-        page = _BY_DAY.format(days=days, page=inner, limit=limit)
+        found, inside = slots(wanted, before, values)
+        inner = _PAGE.format(tests=f"{tests} AND {inside}", limit=limit)
+        page = _BY_SLOT.format(slots=found, page=inner, limit=limit)
     else:
         page = _PAGE.format(tests=tests, limit=limit)
     return [dict(row) for row in await connection.fetch(_NAMED.format(page=page), *values)]
@@ -113,30 +112,14 @@ async def _listing(
 
 def _tests(wanted: LedgerFilter, values: list[Any]) -> str:
     """Return the condition, and put its values behind those that are there."""
-    tests = [_equal(wanted, _COLUMNS, values)]
+    tests = ["true"]
+    for column in _COLUMNS:
+        value = getattr(wanted, column)
+        if value is not None:
+            values.append(storable(value))
+            tests.append(f"{column} = ${len(values)}")
     for test, instant in (("started_at >=", wanted.since), ("started_at <", wanted.until)):
         if instant is not None:
             values.append(instant)
             tests.append(f"{test} ${len(values)}")
     return " AND ".join(tests)
-
-
-def _equal(wanted: LedgerFilter, columns: tuple[str, ...], values: list[Any]) -> str:
-    tests = ["true"]
-    for column in columns:
-        value = getattr(wanted, column)
-        if value is not None:
-            values.append(storable(value))
-            tests.append(f"{column} = ${len(values)}")
-    return " AND ".join(tests)
-
-
-def _days(wanted: LedgerFilter, before: Place | None, values: list[Any]) -> str:
-    """Return the condition on the days that can hold what is wanted."""
-    tests = _equal(wanted, _SUMMED, values)
-    latest = [at for at in (wanted.until, before and before[0]) if at is not None]
-    for test, instant in (("day >=", wanted.since), ("day <=", min(latest, default=None))):
-        if instant is not None:
-            values.append(instant.astimezone(UTC).date())
-            tests += f" AND {test} ${len(values)}"
-    return tests

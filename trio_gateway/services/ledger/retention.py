@@ -12,6 +12,7 @@ import structlog
 import trio
 
 from trio_gateway.core.errors import StoreUnavailable
+from trio_gateway.services.ledger_slots import HOURS_KEPT
 
 if TYPE_CHECKING:
     from trio_gateway.clients.postgres import Postgres
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 EVERY = 6 * 3600.0  # seconds
-HOURS_KEPT = timedelta(days=35)  # of sums by the hour; those by the day stay
 CHILDREN = """
 SELECT c.relname AS name, right(c.relname, 6) AS month
 FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid

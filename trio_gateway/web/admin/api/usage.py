@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from trio_gateway.core.errors import InvalidCall
-from trio_gateway.services.ledger.retention import HOURS_KEPT
 from trio_gateway.services.ledger_pages import LedgerFilter, LedgerPages
+from trio_gateway.services.ledger_slots import HOURS_KEPT
 from trio_gateway.services.usage import Usage
 from trio_gateway.web.admin.api.exports import MEDIA, STEP, Format, export, wanted_format
 from trio_gateway.web.admin.api.owners import key_id, tenant_id
