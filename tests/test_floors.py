@@ -20,7 +20,10 @@ MOST_FILE_LINES = 250
 # flake8-async leaves out: httpx2 for httpx (127), a sync function for one without `await` (124:
 # Quart's handlers are async), and async generators (900: the body of a response is one, and
 # none holds a nursery). The starters named are for `nursery.start`.
-STARTERS = "carry,run,keep_sampling,serve,serve_admin,hold_open,keep,_keep_admin,admin,_serve,_listen,_hear"
+STARTERS = (
+    "carry,run,follow,keep_sampling,serve,serve_admin,hold_open,keep,_keep_admin,admin,_serve,"
+    "_listen,_hear"
+)
 TOOLS: dict[str, list[str | Path]] = {
     "ruff check": [BIN / "ruff", "check", "."],
     "ruff format": [BIN / "ruff", "format", "--check", "."],

@@ -6,7 +6,7 @@ import csv
 import html
 import io
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time
 
 import pytest
 
@@ -64,8 +64,11 @@ def first_of(at):
 )
 def test_a_month_is_that_of_the_calendar(now, name, since, until, title):
     """From its first day to that of the next one, in UTC; the present one up to today."""
-    span = span_of(name, datetime(*now, tzinfo=UTC))
-    assert span.bounds == (datetime(*since, tzinfo=UTC), datetime(*until, tzinfo=UTC))
+    day, hour = date(*now[:3]), time(now[3])
+    span = span_of(name, datetime.combine(day, hour, UTC))
+    assert span.bounds == tuple(
+        datetime.combine(date(*each), time(), UTC) for each in (since, until)
+    )
     assert (span.title, span.unit) == (title, "day")
 
 
