@@ -63,6 +63,8 @@ class Receiver:
             first, *lines = head.decode().split("\r\n")
             pairs = (line.split(": ", 1) for line in lines)
             headers = {name.lower(): value for name, value in pairs}
+            if "content-length" not in headers:
+                return  # whoever began to send was stopped
             while len(body) < int(headers["content-length"]):
                 body += await stream.receive_some(65536)
             self.got.append(Got(first.split(" ")[1], headers, body))

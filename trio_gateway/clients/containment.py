@@ -46,13 +46,13 @@ class IdleTimer:
         """Begin when first told to `restart`."""
         self._server = server
         self._scope = trio.CancelScope()
-        self._idle = self._begun = False
+        self._idle = self._begun = self._over = False
 
     async def restart(self, task_group: TaskGroup, _: Any) -> None:
         """Note that the connection is idle from now on."""
         self._idle = True
         self._scope.deadline = trio.current_time() + self._server.config.keep_alive_timeout
-        if not self._begun:
+        if not (self._begun or self._over):
             self._begun = True
             task_group.spawn(self._wait)
 
@@ -61,13 +61,18 @@ class IdleTimer:
         self._idle = False
         self._scope.deadline = math.inf
 
+    def end(self) -> None:
+        """Wait no more: the other end has left."""
+        self._over = True
+        self._scope.cancel()
+
     async def _wait(self) -> None:
         stopping = False
-        while not stopping:
+        while not (stopping or self._over):
             with self._scope:
                 await self._server.context.terminated.wait()
                 stopping = True  # a request under way ends its connection itself
-            if self._idle:
+            if self._idle and not self._over:
                 with trio.CancelScope(shield=True):
                     await self._server._initiate_server_close()  # noqa: SLF001 - it is ours
                 return
@@ -82,7 +87,8 @@ class ContainedServer(TCPServer):
         super().__init__(*args)
         self._life = trio.CancelScope()
         self._gathered: list[bytes] | None = None
-        self.idle_task = IdleTimer(self)  # type: ignore[assignment]
+        self._timer = IdleTimer(self)
+        self.idle_task = self._timer  # type: ignore[assignment]
 
     async def run(self) -> None:
         """Serve until the connection is over; only Cancelled is raised."""
@@ -116,6 +122,7 @@ class ContainedServer(TCPServer):
         try:
             await super()._read_data()
         finally:
+            self._timer.end()
             self._end_soon()
 
     def _end_soon(self) -> None:
