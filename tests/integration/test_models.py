@@ -1,4 +1,4 @@
-"""Which models a caller may see and use (P3, P8): by their canonical names, and never told why."""
+"""Which models a caller may see and use: by their canonical names, and never told why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One refusal (P3): why a key is not honoured is nobody's business."""
+"""One refusal: why a key is not honored is nobody's business."""
 
 from __future__ import annotations
 

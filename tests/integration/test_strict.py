@@ -1,4 +1,4 @@
-"""Strict in, rebuilt out (P2): one body can never be two requests."""
+"""Strict in, rebuilt out: one body can never be two requests."""
 
 from __future__ import annotations
 

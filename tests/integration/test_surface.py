@@ -1,4 +1,4 @@
-"""The closed surface (P1): what is not in the table is refused, by its raw bytes."""
+"""The closed surface: what is not in the table is refused, by its raw bytes."""
 
 from __future__ import annotations
 
