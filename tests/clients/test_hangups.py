@@ -211,7 +211,7 @@ async def test_a_wedged_client_is_cut_off_although_sends_are_shielded():
 
 
 async def test_the_seam_into_hypercorn_has_not_moved():
-    """Fails when hypercorn changes its insides: without the seam a hang-up may go unseen. Mend socket_of."""
+    """Fails when hypercorn changes its insides: without it hang-ups go unseen. Mend socket_of."""
     seen = []
 
     async def handler():

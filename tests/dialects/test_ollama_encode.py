@@ -42,7 +42,7 @@ def test_a_ceiling_of_nothing_is_never_no_limit():
 
 
 def test_embeddings_are_sent_without_stream_and_ceiling():
-    """They have no output; the catalogue's spelling can be given for the exact-case lookup."""
+    """They have no output; the catalog's spelling can be given for the exact-case lookup."""
     sent = encode_call(
         EMBEDDINGS, ceiling=5, load_options={}, keep_alive="-1", model="LLaMA3:latest"
     )

@@ -467,7 +467,7 @@ async def test_lines_of_one_model_run_together(world):
 
 @contextlib.asynccontextmanager
 async def blind_world(database, redis_url):
-    """Open a world whose catalogue is unknown until its simulator plays something else."""
+    """Open a world whose catalog is unknown until its simulator plays something else."""
     simulator = create_app(MODELS)
     simulator.sim.play(Script(path="/api/tags", status=500))
     async with open_world(
@@ -476,7 +476,7 @@ async def blind_world(database, redis_url):
         yield world
 
 
-async def test_validation_waits_while_the_catalogue_is_unknown(database, redis_url):
+async def test_validation_waits_while_the_catalog_is_unknown(database, redis_url):
     """A model that nobody can see may be there: nothing is judged until it is known."""
     async with blind_world(database, redis_url) as world:
         owner = batcher(world)

@@ -304,7 +304,7 @@ def test_openai_raises_permission_denied_for_models_and_endpoints(sdk):
 
 
 def test_openai_raises_bad_request_with_the_parameter(sdk):
-    """What cannot be honoured is named, never ignored."""
+    """What cannot be honored is named, never ignored."""
     with pytest.raises(openai.BadRequestError) as refused:
         sdk().chat.completions.create(model="llama3.2", messages=HELLO, n=2)
     assert (refused.value.param, refused.value.type) == ("n", "invalid_request_error")

@@ -139,7 +139,7 @@ async def test_an_opted_in_tenant_uses_cloud_models_by_their_own_names(world):
 
 
 async def test_harmless_spellings_of_an_allowed_model_resolve(world):
-    """They reach upstream as the catalogue spells the model and come back as they were asked."""
+    """They reach upstream as the catalog spells the model and come back as they were asked."""
     allowed = ["llama3:latest", "llama3:8b", "team/mixed-case:q4"]
     issued = await world.tenant_with_key("spells", {"models": allowed})
     for spelling, canonical in SPELLINGS.items():
@@ -228,7 +228,7 @@ async def denied(world):
     return answer.status_code == 403 and await names(world) == set()
 
 
-async def test_an_empty_catalogue_denies_even_those_who_may_use_all(database, redis_url):
+async def test_an_empty_catalog_denies_even_those_who_may_use_all(database, redis_url):
     """An upstream without models has none to use."""
     async with open_world(database, redis_url, models=()) as world:
         assert await denied(world)
@@ -237,7 +237,7 @@ async def test_an_empty_catalogue_denies_even_those_who_may_use_all(database, re
         assert world.sim.started == 0
 
 
-async def test_a_catalogue_that_is_lost_denies_until_it_is_found_again(world):
+async def test_a_catalog_that_is_lost_denies_until_it_is_found_again(world):
     """Models stocked upstream appear; when the key in Redis is gone, all are denied."""
     assert not await denied(world)
     (backend,) = world.gateway.gate.backends.urls
@@ -253,7 +253,7 @@ async def test_a_catalogue_that_is_lost_denies_until_it_is_found_again(world):
             pass
 
 
-async def test_a_catalogue_expires_when_upstream_cannot_be_asked(database, redis_url):
+async def test_a_catalog_expires_when_upstream_cannot_be_asked(database, redis_url):
     """After DISCOVERY_TTL without a look nothing is allowed any more."""
     settings: Any = {"discovery_interval": 0.2, "discovery_ttl": 3}
     async with open_world(database, redis_url, models=STOCK, **settings) as world:

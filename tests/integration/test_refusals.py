@@ -39,7 +39,7 @@ def forged(secret, public_id):
 
 
 async def refused_keys(world):
-    """Return keys that are not honoured, by the reason."""
+    """Return keys that are not honored, by the reason."""
     secret = await secret_of(world)
     past = datetime.now(UTC) - timedelta(seconds=1)
     expired = await world.keyring.issue("acme", {})
@@ -89,13 +89,13 @@ def plain(answer):
     )
 
 
-async def test_every_unhonoured_key_gets_the_same_bytes(world):
+async def test_every_unhonored_key_gets_the_same_bytes(world):
     """On each route one 401, header for header, whatever the reason; nothing goes upstream."""
-    unhonoured = await refused_keys(world)
+    unhonored = await refused_keys(world)
     for line in ROUTES:
         body = BODY if line.startswith("POST") else None
         seen: dict[str, list[str]] = {}
-        for reason, key in unhonoured.items():
+        for reason, key in unhonored.items():
             headers = {} if key is None else {"Authorization": f"Bearer {key}"}
             answer = await raw_http.ask(world.port, line, headers, body)
             seen.setdefault(repr(plain(answer)), []).append(reason)

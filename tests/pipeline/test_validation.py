@@ -493,7 +493,7 @@ async def until(condition: Callable[[], bool]) -> None:
         await trio.sleep(0.01)
 
 
-async def test_validation_waits_while_the_catalogue_is_unknown(desk):
+async def test_validation_waits_while_the_catalog_is_unknown(desk):
     """A model that is not seen may be there: no batch fails for it."""
     batch_id = await desk.made(many(1))
     (backend,) = desk.backends
@@ -507,7 +507,7 @@ async def test_validation_waits_while_the_catalogue_is_unknown(desk):
     assert (await desk.row(batch_id))["status"] == "in_progress"
 
 
-async def test_a_catalogue_that_is_lost_midway_fails_no_batch(desk):
+async def test_a_catalog_that_is_lost_midway_fails_no_batch(desk):
     """The batch waits until its lease is over, and others go on meanwhile."""
     batch_id = await desk.made(many(SEVERAL))
     (backend,) = desk.backends

@@ -1,4 +1,4 @@
-"""What validation works with: a real PostgreSQL, a folder of blobs, a catalogue in Redis."""
+"""What validation works with: a real PostgreSQL, a folder of blobs, a catalog in Redis."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class Desk:
 async def open_desk(
     postgres: Postgres, redis_url: str, folder: Path, *silent: str
 ) -> AsyncIterator[Desk]:
-    """Hold a desk open; its catalogue knows `llama3.2:latest` and `secret:latest`.
+    """Hold a desk open; its catalog knows `llama3.2:latest` and `secret:latest`.
 
     `silent` are further backends, which do not answer.
     """

@@ -76,7 +76,7 @@ async def test_generate_answers_in_one_object(local):
     ],
 )
 async def test_options_limit_the_reply(local, options, content, reason):
-    """num_predict and stop are honoured, and num_predict is cut to an integer."""
+    """num_predict and stop are honored, and num_predict is cut to an integer."""
     _, client = local
     with trio.fail_after(30):
         answer = await client.post("/api/chat", json=ask(options=options, stream=False))
