@@ -83,9 +83,6 @@ class Catalog:
 
     def age(self, backend: str) -> float:
         """Return the seconds since a backend's models were seen, or since this catalog began."""
-        seen = self._seen.get(backend)
-        if seen is not None:
-            self._looked[backend] = seen[1] - self._ttl
         return trio.current_time() - self._looked.get(backend, self._began)
 
     @property
@@ -154,7 +151,9 @@ class Catalog:
             models = known[2]
         else:
             models = {model.name: model for model in parse_tags({"models": orjson.loads(raw)})}
-        self._seen[backend] = (raw, trio.current_time() + ms / 1000, models)
+        until = trio.current_time() + ms / 1000
+        self._seen[backend] = (raw, until, models)
+        self._looked[backend] = until - self._ttl
 
 
 async def discovered(redis: Redis) -> dict[str, str]:
