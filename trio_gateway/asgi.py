@@ -127,6 +127,7 @@ async def _drain_when_told(signals: Signals, gateway: Gateway) -> None:
 
 
 async def _leave_when_idle(gateway: Gateway) -> None:
+    await gateway.refusing.wait()
     await gateway.live.ended()
     await gateway.gate.writer.drained()
     await trio.sleep(LEAVE_AFTER)

@@ -7,7 +7,6 @@ import pytest
 import trio
 
 from tests import raw_http
-from tests.integration.caller import until
 from tests.integration.matrix import EMBEDDER, EXPECTED, KINDS, MODEL, TABLE, cases, wrong
 from tests.stores import TestStores, fresh_redis
 from tests.world import open_world
@@ -151,7 +150,7 @@ async def test_no_inference_route_skips_the_limits(world, control, limits, whose
 async def test_no_route_works_while_draining(world):
     """Only what tells the state goes on."""
     world.gateway.begin_drain()
-    await until(lambda: world.gateway.refusing)  # kept connections had their moment
+    await world.gateway.refusing.wait()  # kept connections had their moment
     await check(world, "draining")
 
 

@@ -170,7 +170,7 @@ async def test_a_drain_refuses_uploads_and_lets_the_one_under_way_end(world):
     async with connected(world) as caller:
         await half_sent(world, caller, length=len(whole))
         world.gateway.begin_drain()
-        await until(lambda: world.gateway.refusing)
+        await world.gateway.refusing.wait()
         async with connected(world) as late:
             await late.stream.send_all(begun(world, length=len(GOOD)) + GOOD)
             assert await told(late) == (503, "shutting_down", None)

@@ -66,7 +66,7 @@ class Gateway:
     trusted: tuple[Any, ...] = ()
     berths: Berths = field(default_factory=Berths)
     draining: bool = field(default=False)
-    refusing: bool = field(default=False)  # as well, once kept connections were given up
+    refusing: trio.Event = field(default_factory=trio.Event)  # once kept connections are given up
     started_at: float = field(default_factory=time.time)
 
     def missing(self) -> list[str]:
@@ -166,13 +166,14 @@ class Gateway:
     async def _drain(self) -> None:
         ends = trio.current_time() + self.settings.drain_timeout
         await trio.sleep(min(PARTING + LATE, self.settings.drain_timeout))
-        self.refusing = True
+        self.refusing.set()
         await trio.sleep_until(ends)
         self.cut_all()
 
     def cut_all(self) -> None:
         """Cut every call, and every line of a batch, with `shutting_down`."""
-        self.draining = self.refusing = True
+        self.draining = True
+        self.refusing.set()
         self.engine.stop()
         cut = self.live.cut(self.live.keys(), ShuttingDown)
         self.observer.metrics.cut("drain", cut)

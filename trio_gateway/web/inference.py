@@ -45,7 +45,7 @@ async def enter(gateway: Gateway, asked: Request) -> Leash:
     principal = await gateway.tenants.authenticate(presented_key(asked.scope["headers"]))
     asked.leash = asked.stack.enter_context(gateway.live.hold(principal, asked.request_id))
     asked.timeline.authenticated = trio.current_time()
-    if gateway.refusing:
+    if gateway.refusing.is_set():
         raise ShuttingDown
     refuse_encoding(asked)
     return asked.leash
