@@ -208,14 +208,18 @@ def test_serve_serves_calls_also_where_the_usual_admin_port_is_taken(launch):
 
 def test_serve_warns_where_files_stay_on_one_machine(launch, tmp_path):
     """Once, with the name of the setting; not where a store was named."""
-    stores = {"DATABASE_URL": "postgresql://h/x", "REDIS_URL": "redis://h", "XDG_DATA_HOME": "/tmp"}
+    stores = {
+        "DATABASE_URL": "postgresql://h/x",
+        "REDIS_URL": "redis://h",
+        "XDG_DATA_HOME": str(tmp_path),
+    }
     for named, times in (({}, 1), ({"TRIO_GATEWAY_BLOB_URL": tmp_path.as_uri()}, 0)):
         running = launch("serve", **stores, **named).read_ready()
         worker = Path(f"/proc/{running.children()['worker'][0]}/environ").read_bytes()
         code, _, err = running.stop()
         assert code == 0
         assert err.count('"event": "blobs_local"') == err.count("BLOB_URL") == times
-        expected = named.get("TRIO_GATEWAY_BLOB_URL", "file:///tmp/trio-gateway/blobs")
+        expected = named.get("TRIO_GATEWAY_BLOB_URL", f"{tmp_path.as_uri()}/trio-gateway/blobs")
         assert f"TRIO_GATEWAY_BLOB_URL={expected}".encode() in worker.split(b"\0")
 
 

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from tests.services.turning import turned
 from trio_gateway.services.account_rows import Refused
 from trio_gateway.services.accounts import Accounts
 from trio_gateway.services.key_search import LISTS, KeySearch
@@ -23,20 +24,10 @@ async def books(postgres):
     return accounts, keyring, KeySearch(postgres)
 
 
-async def pages(ask, place):
-    """Turn pages of two to the end."""
-    found, at = [], None
-    while True:
-        page = await ask(at)
-        found += page
-        if len(page) < 2:
-            return found
-        assert len(page) == 2
-        at = place(page[-1])
-
-
 def by_place(search, state):
-    return pages(lambda at: search.listing(state, 2, at), lambda row: (row["listed_at"], row["id"]))
+    return turned(
+        lambda at: search.listing(state, 2, at), lambda row: (row["listed_at"], row["id"]), 2
+    )
 
 
 async def test_every_key_is_in_the_lists_of_its_state(books, postgres):
@@ -104,7 +95,7 @@ async def test_keys_are_found_by_the_start_of_what_is_known(books):
     ]
 
     async def found(text):
-        rows = await pages(lambda at: search.find(text, 2, at), lambda row: row["id"])
+        rows = await turned(lambda at: search.find(text, 2, at), lambda row: row["id"], 2)
         assert len({row["id"] for row in rows}) == len(rows)
         return [(row["tenant"], row["name"]) for row in rows]
 

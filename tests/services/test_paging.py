@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from tests.services.turning import turned
 from trio_gateway.services import ledger_slots
 from trio_gateway.services.account_rows import Refused
 from trio_gateway.services.accounts import KEYS_COUNTED, Accounts
@@ -26,16 +27,8 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text
 """
 
 
-async def pages(ask, place, first=None):
-    """Turn the pages to the end; none may be larger than asked for, and only the last is short."""
-    found, at = [], first
-    while True:
-        page = await ask(at)
-        found += page
-        if len(page) < 3:
-            return found
-        assert len(page) == 3
-        at = place(page[-1])
+def pages(ask, place, first=None):
+    return turned(ask, place, 3, first)
 
 
 @pytest.fixture(params=["long ago", "of late"])

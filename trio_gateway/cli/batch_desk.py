@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from trio_gateway.cli.session import ACTOR
 from trio_gateway.core.batches import Status
 from trio_gateway.services.account_rows import storable
+from trio_gateway.services.tenant_names import tenant_names
 
 if TYPE_CHECKING:
     from trio_gateway.cli.session import Desk
@@ -17,7 +18,6 @@ Row = dict[str, Any]
 
 _LEFT_OUT = {"input_blob", "models"}
 _SHOWN_ERRORS = 5
-_NAMES = "SELECT id, name FROM gateway.tenants WHERE id = ANY($1::text[])"
 
 
 async def listing(desk: Desk, tenant: str | None, status: str | None, limit: int) -> list[Row]:
@@ -39,8 +39,7 @@ async def cancel(desk: Desk, batch_id: str) -> Row:
 
 async def rows_of(desk: Desk, batches: list[Batch]) -> list[Row]:
     """Return the rows of some batches."""
-    owners = sorted({batch.tenant_id for batch in batches})
-    names = {row["id"]: row["name"] for row in await desk.postgres.fetch(_NAMES, owners)}
+    names = await tenant_names(desk.postgres, {batch.tenant_id for batch in batches})
     return [row_of(batch, names[batch.tenant_id]) for batch in batches]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import asyncpg
 import trio
@@ -128,6 +128,13 @@ def within(limit: float) -> Iterator[None]:
         raise Overdue from None
     finally:
         _let_go.reset(before)
+
+
+class Reads(Protocol):
+    """Whoever reads rows: PostgreSQL, or one connection with its snapshot."""
+
+    async def fetch(self, query: str, *args: Any) -> Sequence[Any]:
+        """Return all rows of one query."""
 
 
 class Postgres:

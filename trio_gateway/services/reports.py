@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from trio_gateway.services.account_rows import Refused, Row, find_tenant, storable
 from trio_gateway.services.instants import check_instant
 from trio_gateway.services.subjects import subjects_of
+from trio_gateway.services.tenant_names import tenant_names
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -227,11 +228,7 @@ async def _with_names(connection: Connection, groups: list[Row]) -> list[Row]:
 
 
 async def _with_tenants(connection: Connection, groups: list[Row]) -> list[Row]:
-    rows = await connection.fetch(
-        "SELECT id, name FROM gateway.tenants WHERE id = ANY($1::text[])",
-        [group["tenant_id"] for group in groups],
-    )
-    known = {row["id"]: row["name"] for row in rows}
+    known = await tenant_names(connection, [group["tenant_id"] for group in groups])
     return [
         {"tenant_id": group["tenant_id"], "tenant": known.get(group["tenant_id"]), **group}
         for group in groups

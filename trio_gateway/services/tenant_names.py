@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from trio_gateway.clients.postgres import Postgres
+    from trio_gateway.clients.postgres import Reads
 
 _NAMES = "SELECT id, name FROM gateway.tenants WHERE id = ANY($1::text[])"
 
 
-async def tenant_names(postgres: Postgres, ids: Collection[str]) -> dict[str, str]:
+async def tenant_names(reads: Reads, ids: Collection[str]) -> dict[str, str]:
     """Return the names of those that are there. Raises StoreUnavailable."""
-    rows = await postgres.fetch(_NAMES, list(ids))
+    rows = await reads.fetch(_NAMES, list(ids))
     return {row["id"]: row["name"] for row in rows}

@@ -6,10 +6,14 @@ Hours and days are UTC's. Sums by the hour are kept for the last weeks, those by
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
+
+from trio_gateway.services.tenant_names import tenant_names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
+
+    from trio_gateway.clients.postgres import Reads
 
 By = Literal["model", "tenant", "outcome"]
 Unit = Literal["hour", "day"]
@@ -42,14 +46,6 @@ SELECT {shown} AS at, g.name, {sums}
 FROM (SELECT * FROM {rows}) AS f LEFT JOIN great AS g ON g.name = f.{by}
 GROUP BY f.{column}, g.name ORDER BY 1, 2
 """
-_NAMES = "SELECT id, name FROM gateway.tenants WHERE id = ANY($1::text[])"
-
-
-class Reads(Protocol):
-    """Whoever reads rows: PostgreSQL, or one connection with its snapshot."""
-
-    async def fetch(self, query: str, *args: Any) -> Sequence[Any]:
-        """Return all rows of one query."""
 
 
 class Usage:
@@ -98,8 +94,8 @@ class Usage:
         rows = await self._reads.fetch(query, since, until, tenant_id, most)
         labels: Mapping[str, str] = {}
         if by == "tenant":
-            ids = list({row["name"] for row in rows if row["name"] is not None})
-            labels = {row["id"]: row["name"] for row in await self._reads.fetch(_NAMES, ids)}
+            ids = {row["name"] for row in rows if row["name"] is not None}
+            labels = await tenant_names(self._reads, ids)
         return [
             {**row, "label": REST if row["name"] is None else labels.get(row["name"], row["name"])}
             for row in rows

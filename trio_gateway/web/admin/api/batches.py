@@ -10,6 +10,7 @@ from pydantic import Field
 from trio_gateway.core.batches import Batch as Found
 from trio_gateway.core.batches import Status
 from trio_gateway.services.account_rows import storable
+from trio_gateway.services.tenant_names import tenant_names
 from trio_gateway.web.admin.api.owners import tenant_id
 from trio_gateway.web.admin.api.paging import page
 from trio_gateway.web.admin.api.sections import Section, actor, books
@@ -17,8 +18,6 @@ from trio_gateway.web.admin.api.shapes import Answer, Name, Page, Paged
 from trio_gateway.web.admin.office import office
 
 section = Section("batches")
-
-_NAMES = "SELECT id, name FROM gateway.tenants WHERE id = ANY($1::text[])"
 
 
 class BatchList(Paged):
@@ -90,6 +89,5 @@ async def cancel_batch(batch: str) -> Any:
 
 
 async def _rows(batches: Sequence[Found]) -> list[dict[str, Any]]:
-    owners = sorted({batch.tenant_id for batch in batches})
-    names = {row["id"]: row["name"] for row in await office().postgres.fetch(_NAMES, owners)}
+    names = await tenant_names(office().postgres, {batch.tenant_id for batch in batches})
     return [asdict(batch) | {"tenant": names.get(batch.tenant_id)} for batch in batches]
